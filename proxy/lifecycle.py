@@ -1,0 +1,242 @@
+"""What a worker is made of at one moment, and how it changes: swap, sweep, re-judge, drain.
+
+``Runtime`` is an immutable snapshot compiled from one configuration; a handler reads ``worker.runtime`` once
+per exchange, so that a reload never changes the rules in the middle of a request. What outlives a reload
+(connections, pools, counts) hangs on the ``Worker``.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import uuid
+from collections.abc import Callable, Iterable
+
+import trio
+
+from identity.svid import PeerIdentity
+from proxy.errors import Overflow
+from proxy.http.exchange import Exchange
+from proxy.http.server import ServerConnection
+from proxy.net.listener import Listener
+from proxy.net.poller import Poller
+from proxy.net.splice import Splice
+from proxy.net.tls import Credentials
+from proxy.observe.telemetry import Telemetry
+from proxy.policy.engine import CompiledPolicies, DecisionCache
+from proxy.upstream.cluster import Cluster
+
+_SWEEP = 0.5  # seconds between two looks at every clock
+_SLICE = 500  # connections looked at before other tasks get their turn
+
+log = logging.getLogger("proxy.lifecycle")
+
+
+class Runtime:
+    """One generation: policies and what else a reload replaces whole. Never changed after it was made."""
+
+    __slots__ = ("decisions", "default_deny", "generation", "policies")
+
+    def __init__(self, generation: int, policies: CompiledPolicies) -> None:
+        self.generation = generation
+        self.policies = policies
+        self.decisions = DecisionCache(policies)
+
+
+class Use:
+    """What one peer (SPIFFE ID, or the local app) uses at the moment."""
+
+    __slots__ = ("connections", "requests")
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.requests = 0
+
+
+class Caps:
+    """L-20, L-21: how much of us may be used at a time."""
+
+    __slots__ = ("connections", "connections_per_peer", "handshakes", "requests", "requests_per_peer")
+
+    def __init__(
+        self,
+        connections: int = 10_000,
+        connections_per_peer: int = 1000,
+        handshakes: int = 512,
+        requests: int = 4096,
+        requests_per_peer: int = 512,
+    ) -> None:
+        self.connections = connections
+        self.connections_per_peer = connections_per_peer
+        self.handshakes = handshakes
+        self.requests = requests
+        self.requests_per_peer = requests_per_peer
+
+
+class Worker:
+    """Everything one process serves with. Created by ``app``; its tasks are started there."""
+
+    def __init__(self, poller: Poller, telemetry: Telemetry, runtime: Runtime, caps: Caps) -> None:
+        self.poller = poller
+        self.telemetry = telemetry
+        self.runtime = runtime
+        self.caps = caps
+        self.credentials: Credentials | None = None
+        self.instance = f"sidewall-{uuid.uuid4().hex[:12]}"
+        self.via = f"1.1 {self.instance}".encode()
+        self.rng = random.Random(random.SystemRandom().getrandbits(256))
+        self.connections: set[ServerConnection] = set()
+        self.splices: set[Splice] = set()
+        self.listeners: dict[str, Listener] = {}
+        self.clusters: dict[str, Cluster] = {}
+        self.handshaking = 0
+        self.requests = 0
+        self.draining = False
+        self._uses: dict[str, Use] = {}
+        self._empty = trio.Event()
+
+    # -- counting what peers use ----------------------------------------------------------------------------
+
+    @staticmethod
+    def key(peer: PeerIdentity | None) -> str:
+        return peer.uri if peer is not None else ""
+
+    def may_accept(self) -> bool:
+        """Gate of the listeners (L-20)."""
+        full = len(self.connections) + len(self.splices) + self.handshaking >= self.caps.connections
+        if full or self.handshaking >= self.caps.handshakes or self.draining:
+            self.telemetry.limit("connections" if full else "handshakes")
+            return self._make_room() if full and not self.draining else False
+        return True
+
+    def _make_room(self) -> bool:
+        # The connection that has been idle longest goes first (L-20).
+        idle = [connection for connection in self.connections if not connection.exchanges]
+        if not idle:
+            return False
+        min(idle, key=lambda connection: connection.last_active).drain()
+        return True
+
+    def add(self, connection: ServerConnection) -> bool:
+        """Count a connection in; False when its peer holds too many already."""
+        use = self._uses.setdefault(self.key(connection.facts.peer), Use())
+        if use.connections >= self.caps.connections_per_peer:
+            self.telemetry.limit("connections_per_peer")
+            return False
+        use.connections += 1
+        self.connections.add(connection)
+        return True
+
+    def remove(self, connection: ServerConnection) -> None:
+        if connection not in self.connections:
+            return
+        self.connections.discard(connection)
+        key = self.key(connection.facts.peer)
+        use = self._uses[key]
+        use.connections -= 1
+        if not use.connections and not use.requests:
+            del self._uses[key]
+        self._check_empty()
+
+    def enter(self, exchange: Exchange) -> None:
+        """Count an exchange in (L-21). Always paired with ``leave``, also when it raises Overflow."""
+        use = self._uses.setdefault(self.key(exchange.record.peer), Use())
+        self.requests += 1
+        use.requests += 1
+        if self.requests > self.caps.requests or use.requests > self.caps.requests_per_peer:
+            self.telemetry.limit("requests")
+            raise Overflow("too many requests in flight", reason="overflow_requests")
+
+    def leave(self, exchange: Exchange) -> None:
+        self.requests -= 1
+        key = self.key(exchange.record.peer)
+        use = self._uses[key]
+        use.requests -= 1
+        if not use.connections and not use.requests:
+            del self._uses[key]
+
+    # -- change -------------------------------------------------------------------------------------------
+
+    def swap(self, runtime: Runtime) -> None:
+        """Use ``runtime`` from the next exchange on, and judge again what is open."""
+        self.runtime = runtime
+        self.poller.run(self._judge_again)
+
+    def _judge_again(self) -> None:
+        for connection in list(self.connections):
+            judge = getattr(connection.service, "judge_again", None)
+            if judge is not None:
+                for exchange in list(connection.exchanges.values()):
+                    judge(exchange)
+
+    # -- time ---------------------------------------------------------------------------------------------
+
+    async def sweep_forever(self) -> None:
+        """Compare every connection with its limits, twice a second, in slices."""
+        while True:
+            await trio.sleep(_SWEEP)
+            await self._in_slices(list(self.connections), lambda c, now: c.sweep(now))
+            for cluster in list(self.clusters.values()):
+                self.poller.run(lambda c=cluster: c.sweep(self.poller.now))  # type: ignore[misc]
+
+    async def _in_slices(
+        self,
+        connections: list[ServerConnection],
+        look: Callable[[ServerConnection, float], None],
+    ) -> None:
+        for start in range(0, len(connections), _SLICE):
+            some = connections[start : start + _SLICE]
+            self.poller.run(lambda some=some: self._look(some, look))  # type: ignore[misc]
+            await trio.lowlevel.checkpoint()
+
+    def _look(
+        self, connections: Iterable[ServerConnection], look: Callable[[ServerConnection, float], None]
+    ) -> None:
+        for connection in connections:
+            if not connection.closed:
+                look(connection, self.poller.now)
+
+    # -- end ----------------------------------------------------------------------------------------------
+
+    def _check_empty(self) -> None:
+        if self.draining and not self.connections and not self.splices:
+            self._empty.set()
+
+    def spliced(self, splice: Splice) -> None:
+        self.splices.add(splice)
+
+    def unspliced(self, splice: Splice) -> None:
+        self.splices.discard(splice)
+        self._check_empty()
+
+    def stop_accepting(self) -> None:
+        for listener in self.listeners.values():
+            listener.close()
+        self.listeners.clear()
+
+    async def drain(self, seconds: float) -> int:
+        """Bring every connection to its end within ``seconds``; returns how many had to be cut (T-8)."""
+        self.draining = True
+        self.poller.run(self._drain_all)
+        self._check_empty()
+        with trio.move_on_after(seconds):
+            await self._empty.wait()
+        left = len(self.connections) + len(self.splices)
+        self.poller.run(self._cut_all)
+        await trio.sleep(0.05 if left else 0)  # last frames and records
+        return left
+
+    def _drain_all(self) -> None:
+        for connection in list(self.connections):
+            connection.drain()
+        for cluster in self.clusters.values():
+            if not self.requests:
+                cluster.drain()
+
+    def _cut_all(self) -> None:
+        for connection in list(self.connections):
+            connection.shut("draining")
+        for splice in list(self.splices):
+            splice.end("draining")
+        for cluster in self.clusters.values():
+            cluster.shut()

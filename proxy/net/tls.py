@@ -1,0 +1,170 @@
+"""The TLS handshake as a state machine on the poller, and the contexts made from one X.509 context.
+
+A handshake is finished only after ``identity.mtls.peer_identity`` has judged the peer's chain from its DER
+(S-2): the callback of a successful handshake therefore always carries a ``PeerIdentity``. It is judged after
+*every* handshake, there is no resumption to skip it (S-3).
+"""
+
+from __future__ import annotations
+
+import datetime
+import socket
+from collections.abc import Callable
+from typing import Literal
+
+from OpenSSL import SSL
+
+from identity import mtls
+from identity.svid import PeerIdentity, SvidError, X509Context
+from proxy.net.poller import READ, WRITE, Poller, Timer
+from proxy.net.stream import TlsStream, _tls_words
+
+Done = Callable[[TlsStream, PeerIdentity, str], None]  # stream, who, ALPN ("" = none)
+Failed = Callable[[str, str], None]  # word of PEER_REASONS, detail for operators
+
+
+class Credentials:
+    """SSL contexts of one ``X509Context``, made when first asked for. A rotation makes new ``Credentials``;
+    connections that are open keep what they were opened with."""
+
+    def __init__(self, context: X509Context, minimum: str = "1.3") -> None:
+        self.context = context
+        self.minimum = minimum
+        self._made: dict[tuple[str, tuple[bytes, ...]], SSL.Context] = {}
+
+    def expired(self, wall: float) -> bool:
+        """Whether our own SVID has ended at wall-clock time ``wall``."""
+        return wall >= self.context.not_after
+
+    def server(self, alpn: tuple[bytes, ...]) -> SSL.Context:
+        return self._get("server", alpn)
+
+    def client(self, alpn: tuple[bytes, ...]) -> SSL.Context:
+        return self._get("client", alpn)
+
+    def _get(self, side: str, alpn: tuple[bytes, ...]) -> SSL.Context:
+        made = self._made.get((side, alpn))
+        if made is None:
+            build = mtls.server_context if side == "server" else mtls.client_context
+            made = build(self.context, alpn=alpn, minimum="1.2" if self.minimum == "1.2" else "1.3")
+            self._made[side, alpn] = made
+        return made
+
+    def judge(self, tls: SSL.Connection, role: Literal["client", "server"], wall: float) -> PeerIdentity:
+        """Who the peer is. ``role`` is what the *peer* was in the handshake. Raises SvidError."""
+        now = datetime.datetime.fromtimestamp(wall, datetime.UTC)
+        return mtls.peer_identity(tls, self.context, now=now, role=role)
+
+
+class Handshake:
+    """One handshake. Owns the socket until it calls ``done`` (stream handed over) or ``failed`` (closed)."""
+
+    __slots__ = ("_credentials", "_done", "_failed", "_mask", "_poller", "_role", "_sock", "_timer", "_tls")
+
+    def __init__(
+        self,
+        poller: Poller,
+        sock: socket.socket,
+        credentials: Credentials,
+        *,
+        alpn: tuple[bytes, ...],
+        server: bool,
+        deadline: float,
+        done: Done,
+        failed: Failed,
+        server_name: str = "",
+    ) -> None:
+        self._poller = poller
+        self._sock = sock
+        self._credentials = credentials
+        self._role: Literal["client", "server"] = "client" if server else "server"
+        self._done = done
+        self._failed = failed
+        context = credentials.server(alpn) if server else credentials.client(alpn)
+        self._tls = SSL.Connection(context, sock)
+        if server:
+            self._tls.set_accept_state()
+        else:
+            if server_name:
+                self._tls.set_tlsext_host_name(server_name.encode())
+            self._tls.set_connect_state()
+        self._timer: Timer = poller.call_at(deadline, self._expire)
+        self._mask = READ
+
+    def start(self) -> None:
+        self._poller.register(self._sock.fileno(), self, READ)
+        self._step()
+
+    def on_ready(self, mask: int) -> None:
+        self._step()
+
+    def _step(self) -> None:
+        try:
+            self._tls.do_handshake()
+        except SSL.WantReadError:
+            self._watch(READ)
+        except SSL.WantWriteError:
+            self._watch(WRITE)
+        except SSL.SysCallError as error:
+            self._fail("closed", str(error))
+        except SSL.Error as error:
+            self._fail(*_explain(error))
+        else:
+            self._finish()
+
+    def _watch(self, mask: int) -> None:
+        if mask != self._mask:
+            self._mask = mask
+            self._poller.modify(self._sock.fileno(), mask)
+
+    def _finish(self) -> None:
+        try:
+            peer = self._credentials.judge(self._tls, self._role, self._poller.wall())
+        except SvidError as error:
+            self._fail(error.why, error.detail)
+            return
+        self._timer.cancel()
+        self._poller.unregister(self._sock.fileno())
+        alpn = self._tls.get_alpn_proto_negotiated().decode("ascii", "replace")
+        stream = TlsStream(self._poller, self._sock, self._tls)
+        self._done(stream, peer, alpn)
+
+    def _fail(self, why: str, detail: str) -> None:
+        self._timer.cancel()
+        self._poller.unregister(self._sock.fileno())
+        self._sock.close()
+        self._failed(why, detail)
+
+    def _expire(self) -> None:
+        self._fail("timeout", "the handshake did not finish in time")
+
+    def cancel(self) -> None:
+        """Give up silently (shutdown)."""
+        self._timer.cancel()
+        self._poller.unregister(self._sock.fileno())
+        self._sock.close()
+
+    def on_crash(self, error: Exception) -> None:
+        self._fail("protocol", f"internal error: {type(error).__name__}")
+
+
+# OpenSSL's words for what the peer's certificate or its alert said. Anything else is "protocol".
+_WORDS = (
+    ("peer did not return a certificate", "no_certificate"),
+    ("certificate required", "no_certificate"),
+    ("certificate expired", "expired"),
+    ("certificate has expired", "expired"),
+    ("certificate verify failed", "untrusted_root"),
+    ("unknown ca", "untrusted_root"),
+    ("bad certificate", "bad_certificate"),
+    ("no application protocol", "alpn"),
+)
+
+
+def _explain(error: SSL.Error) -> tuple[str, str]:
+    words = _tls_words(error)
+    lowered = words.lower()
+    for needle, reason in _WORDS:
+        if needle in lowered:
+            return reason, words
+    return "protocol", words

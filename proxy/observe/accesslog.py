@@ -1,0 +1,342 @@
+"""The access log: one line per exchange, and the place the lines go to.
+
+Lines are made in the writer thread of ``telemetry.py``, a batch at a time, and leave in one ``write``. The
+thread shares the interpreter with the event loop, so a line must be cheap: one dict, one ``orjson.dumps``,
+the text of the second cached. Keys are Istio's where Istio has one; absent means null.
+
+No log forging: wire bytes are ASCII or written as ``\\xNN``; orjson escapes control characters and quotes;
+other text that came from outside (certificate errors, parser words) is escaped unless all of it is printable.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import stat
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from proxy.observe.record import ConnectionRecord, ExchangeRecord
+from proxy.observe.spans import decision_word
+
+if TYPE_CHECKING:
+    from proxy.policy.engine import Decision
+
+Record = ExchangeRecord | ConnectionRecord
+Filter = Callable[[Record], bool]
+
+PROTOCOLS: Final = {10: "HTTP/1.0", 11: "HTTP/1.1", 20: "HTTP/2"}
+_MILLIS: Final = tuple(f"{n:03d}Z" for n in range(1000))
+_NEWLINE: Final = orjson.OPT_APPEND_NEWLINE
+
+# Envoy's response_code_details for what Envoy has a word for (source/common/stream_info/utility.h).
+_DETAILS: Final = {
+    "": "via_upstream",
+    "route_not_found": "route_not_found",
+    "upstream_not_configured": "cluster_not_found",
+    "no_healthy_endpoint": "no_healthy_upstream",
+    "upstream_connect_failed": "upstream_reset_before_response_started{connection_failure}",
+    "upstream_connect_timeout": "upstream_reset_before_response_started{connection_timeout}",
+    "upstream_tls_failed": "upstream_reset_before_response_started{connection_failure}",
+    "upstream_identity_mismatch": "upstream_reset_before_response_started{connection_failure}",
+    "upstream_closed": "upstream_reset_before_response_started{connection_termination}",
+    "upstream_reset": "upstream_reset_before_response_started{remote_reset}",
+    "overflow_requests": "upstream_reset_before_response_started{overflow}",
+    "upstream_timeout": "response_timeout",
+    "idle_timeout": "stream_idle_timeout",
+    "downstream_closed": "downstream_remote_disconnect",
+    "downstream_reset": "downstream_remote_reset",
+    "overload": "overload",
+}
+_DENIALS: Final = frozenset({"no_allow_policy_matched", "deny_policy_matched", "mtls_required"})
+
+
+def show_bytes(data: bytes) -> str:
+    """Wire bytes as text: ASCII as it is, every other byte as ``\\xNN``. Control characters stay for JSON."""
+    return data.decode("ascii", "backslashreplace")
+
+
+def show_text(text: str) -> str:
+    """Text that may come from outside, without characters that could move a terminal's cursor."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+class JsonLines:
+    """Records -> JSON lines. Not thread-safe: one writer thread owns it."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, str] = {}
+
+    def render(self, record: Record) -> bytes:
+        """One line with its line end. Raises TypeError only for a record with wrong types in it."""
+        return orjson.dumps(self.fields(record), option=_NEWLINE)
+
+    def fields(self, record: Record) -> dict[str, Any]:
+        """The line as a dict (also for ``/tap``)."""
+        if isinstance(record, ExchangeRecord):
+            return self._exchange(record)
+        return self._connection(record)
+
+    def time(self, when: float) -> str:
+        """Seconds since the epoch -> RFC 3339 in UTC with milliseconds."""
+        second = int(when)
+        prefix = self._seconds.get(second)
+        if prefix is None:
+            if len(self._seconds) > 100:  # exchanges that end together began at different times
+                self._seconds.clear()
+            prefix = self._seconds[second] = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+        return prefix + _MILLIS[int((when - second) * 1000)]
+
+    def _exchange(self, record: ExchangeRecord) -> dict[str, Any]:
+        inbound = record.direction == "inbound"
+        peer = record.peer if inbound else record.upstream_peer
+        line: dict[str, Any] = {
+            "start_time": self.time(record.started),
+            "method": show_bytes(record.method),
+            "path": show_bytes(record.path),
+            "protocol": PROTOCOLS.get(record.version),
+            "response_code": record.status,
+            "response_code_details": _response_code_details(record),
+            "bytes_received": record.bytes_received,
+            "bytes_sent": record.bytes_sent,
+            # microseconds are enough, and this is three times cheaper than round()
+            "duration": int((record.ended_at - record.started_at) * 1e6) / 1000,
+            "authority": show_bytes(record.authority),
+            "direction": record.direction,
+            "downstream_remote_address": record.peer_address,
+            "downstream_local_address": record.local_address,
+            "mtls": peer is not None,
+            "attempts": record.attempts,
+            "generation": record.generation,
+        }
+        if peer is not None:
+            line["peer"] = peer.uri
+        if record.reason:
+            _add_reason(line, record)
+        if record.decision is not None:
+            _add_decision(line, record.decision)
+        _add_upstream(line, record)
+        _add_headers(line, record)
+        trace = record.trace
+        if trace is not None:
+            line["trace_id"] = trace.trace_id.decode()
+            line["span_id"] = trace.span_id.decode()
+            line["sampled"] = trace.sampled
+        return line
+
+    def _connection(self, record: ConnectionRecord) -> dict[str, Any]:
+        peer = record.peer if record.direction == "inbound" else record.upstream_peer
+        line: dict[str, Any] = {
+            "start_time": self.time(record.started),
+            "protocol": "TLS" if record.kind == "tls" else "TCP",
+            "bytes_received": record.bytes_received,
+            "bytes_sent": record.bytes_sent,
+            "duration": int((record.ended_at - record.started_at) * 1e6) / 1000,
+            "direction": record.direction,
+            "downstream_remote_address": record.peer_address,
+            "downstream_local_address": record.local_address,
+            "mtls": peer is not None,
+            "generation": record.generation,
+        }
+        optional = {
+            "response_flags": record.flags,
+            "reason": record.reason,
+            "connection_termination_details": show_text(record.details),
+            "upstream_host": record.upstream_address,
+            "upstream_cluster": record.upstream_name,
+            "tls_version": record.tls_version,
+            "peer": peer.uri if peer is not None else "",
+        }
+        line.update((key, value) for key, value in optional.items() if value)
+        if record.decision is not None:
+            _add_decision(line, record.decision)
+        return line
+
+
+def _response_code_details(record: ExchangeRecord) -> str:
+    reason = record.reason
+    if reason in _DENIALS:
+        policy = record.decision.policy if record.decision is not None else None
+        return f"rbac_access_denied_matched_policy[{policy or 'none'}]"
+    if reason and record.first_byte_at and reason.startswith("upstream_"):
+        return reason  # Envoy's words say "before response started", which would be false here
+    return _DETAILS.get(reason, reason)
+
+
+def _add_reason(line: dict[str, Any], record: ExchangeRecord) -> None:
+    line["reason"] = record.reason
+    if record.details:
+        is_connecting = record.flags.startswith("UF") or record.reason == "dns_failed"
+        key = "upstream_transport_failure_reason" if is_connecting else "connection_termination_details"
+        line[key] = show_text(record.details)
+
+
+def _add_upstream(line: dict[str, Any], record: ExchangeRecord) -> None:
+    if record.flags:
+        line["response_flags"] = record.flags
+    if record.sent_at and record.first_byte_at:
+        line["upstream_service_time"] = int((record.first_byte_at - record.sent_at) * 1e6) / 1000
+    if record.upstream_address:
+        line["upstream_host"] = record.upstream_address
+    if record.upstream_name:
+        line["upstream_cluster"] = record.upstream_name
+    if record.route:
+        line["route_name"] = record.route
+    if record.tls_version:
+        line["tls_version"] = record.tls_version
+    if record.grpc_status is not None:
+        line["grpc_status"] = record.grpc_status
+
+
+def _add_headers(line: dict[str, Any], record: ExchangeRecord) -> None:
+    if record.request_id:
+        line["request_id"] = show_bytes(record.request_id)
+    if record.user_agent:
+        line["user_agent"] = show_bytes(record.user_agent)
+    if record.x_forwarded_for:
+        line["x_forwarded_for"] = show_bytes(record.x_forwarded_for)
+
+
+def _add_decision(line: dict[str, Any], decision: Decision) -> None:
+    line["decision"] = decision_word(decision)
+    if decision.policy is not None:
+        line["policy"] = decision.policy
+    if decision.rule is not None:
+        line["rule"] = decision.rule
+    if decision.nearest is not None:
+        line["nearest"] = decision.nearest
+
+
+class TextLines(JsonLines):
+    """Envoy's default line (docs: access log usage, "Default Format String")."""
+
+    def render(self, record: Record) -> bytes:
+        line = self.fields(record)
+
+        def bare(key: str) -> str:
+            return str(line.get(key, "-"))
+
+        def quoted(key: str) -> str:
+            return orjson.dumps(line.get(key, "-")).decode()  # JSON's escapes keep quotes and line ends in
+
+        request = f"{bare('method')} {bare('path')} {bare('protocol')}"
+        numbers = ("response_code", "response_flags", "bytes_received", "bytes_sent", "duration")
+        texts = ("x_forwarded_for", "user_agent", "request_id", "authority", "upstream_host")
+        words = [f"[{line['start_time']}]", orjson.dumps(request).decode(), *map(bare, numbers)]
+        words += [bare("upstream_service_time"), *map(quoted, texts)]
+        return (" ".join(words) + "\n").encode()
+
+
+# -- which records are written ----------------------------------------------------------------------------
+
+_SLOW = re.compile(r"slow>([0-9]+(?:\.[0-9]+)?)(ms|s)")
+
+
+def is_denied(record: Record) -> bool:
+    return record.decision is not None and not record.decision.allowed
+
+
+def is_failed(record: Record) -> bool:
+    """Something went wrong or was refused: what an operator looks for first."""
+    if record.reason:
+        return True
+    if isinstance(record, ConnectionRecord):
+        return False
+    return record.status >= 500 or (record.grpc_status or 0) != 0
+
+
+def parse_filter(text: str) -> Filter | None:
+    """``all`` (None), ``errors``, ``denied`` or ``slow>250ms``. Raises ValueError naming the choices."""
+    if text == "all":
+        return None
+    if text == "errors":
+        return is_failed
+    if text == "denied":
+        return is_denied
+    match = _SLOW.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is none of: all, errors, denied, slow>1s, slow>250ms")
+    limit = float(match[1]) / (1000 if match[2] == "ms" else 1)
+    return lambda record: record.ended_at - record.started_at > limit
+
+
+# -- where the lines go -----------------------------------------------------------------------------------
+
+_PIPE_BUF: Final = 4096  # POSIX: writes of at most this many bytes to a pipe are not torn apart
+
+
+class Sink:
+    """A file, pipe or terminal to append lines to. ``write`` may block; it belongs to the writer thread."""
+
+    def __init__(self, target: str) -> None:
+        """``target``: ``stdout``, ``stderr`` or a path. Raises OSError when the file cannot be opened."""
+        self.target = target
+        self._fd = self._open()
+        self._is_pipe = self._look()
+        self._reopen = False
+
+    def _open(self) -> int:
+        if self.target in ("stdout", "stderr"):
+            return os.dup(1 if self.target == "stdout" else 2)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        if os.path.exists(self.target) and stat.S_ISFIFO(os.stat(self.target).st_mode):
+            flags = os.O_RDWR | os.O_CLOEXEC  # fifo(7): opening a FIFO both ways never waits for its reader
+        return os.open(self.target, flags, 0o640)
+
+    def _look(self) -> bool:
+        mode = os.fstat(self._fd).st_mode
+        return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+    def reopen(self) -> None:
+        """After rotation (USR1): the next ``write`` goes to a file opened anew. Any thread may call this."""
+        self._reopen = True
+
+    def write(self, lines: list[bytes]) -> None:
+        """Append all lines. Raises OSError; how much was written before is then unknown."""
+        if self._reopen:
+            self._reopen = False
+            self._open_again()
+        if not self._is_pipe:
+            self._write_all(b"".join(lines))
+            return
+        for group in _group(lines, _PIPE_BUF):  # several workers may share the pipe: no line is torn
+            self._write_all(group)
+
+    def _open_again(self) -> None:
+        fresh = self._open()  # first, so that a failure leaves the old file in use
+        os.close(self._fd)
+        self._fd = fresh
+        self._is_pipe = self._look()
+
+    def _write_all(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._fd, view) :]
+            except BlockingIOError:  # somebody made our stdout non-blocking; we may wait, the loop does not
+                self._wait()
+
+    def _wait(self) -> None:
+        poll = select.poll()  # select() refuses descriptors above 1023
+        poll.register(self._fd, select.POLLOUT)
+        poll.poll()
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _group(lines: list[bytes], size: int) -> list[bytes]:
+    """Join lines into pieces of at most ``size`` bytes; a longer line is a piece of its own."""
+    pieces: list[list[bytes]] = []
+    used = size + 1
+    for line in lines:
+        if used + len(line) > size:
+            pieces.append([])
+            used = 0
+        pieces[-1].append(line)
+        used += len(line)
+    return [b"".join(piece) for piece in pieces]

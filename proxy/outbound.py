@@ -1,0 +1,108 @@
+"""The app in, mTLS out to an upstream whose SPIFFE IDs are stated. Reads as the path of a request:
+
+    accept -> sniff (HTTP/1.1 or HTTP/2 with prior knowledge) -> serve -> permit -> forward over mTLS -> record
+
+The listener is for the local app only: it is plaintext, on loopback or a Unix socket, and leads to exactly one
+configured upstream (S-33). Istio's rule holds: outbound traffic is not judged by policy here, the far side's
+inbound proxy judges it by the identity we show.
+"""
+
+from __future__ import annotations
+
+from proxy.fields import Sorted
+from proxy.http.exchange import Exchange
+from proxy.http.server import Facts, ServerConnection
+from proxy.net.listener import Accepted
+from proxy.net.poller import Poller
+from proxy.net.stream import Stream
+from proxy.policy.engine import Permit, permit_configured
+from proxy.service import HttpService
+from proxy.wire.events import Headers
+from proxy.wire.http1 import Http1Server
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
+
+
+class Outbound(HttpService):
+    """The service of one outbound listener."""
+
+    def accept(self, accepted: Accepted) -> None:
+        stream = Stream(self.worker.poller, accepted.sock)
+        if self.settings.protocol == "tcp":
+            record = self.connection_record(accepted, None, "")
+            self.join(stream, permit_configured(self.cluster.name), record)
+        elif self.settings.protocol == "auto":
+            _Sniffer(self, accepted, stream).start(self.worker.poller)
+        else:
+            self.serve(accepted, stream, b"", http2=self.settings.protocol == "h2")
+
+    def serve(self, accepted: Accepted, stream: Stream, early: bytes, *, http2: bool) -> None:
+        """Make a connection of ``stream``; ``early`` bytes were read while sniffing."""
+        settings = self.settings
+        facts = Facts(
+            direction="outbound",
+            listener=settings.name,
+            local=accepted.local,
+            local_port=settings.port,
+            peer_address=accepted.peer,
+            peer_host=accepted.peer_host,
+        )
+        engine = self.make_h2(settings.limits) if http2 else Http1Server(settings.limits, scheme=b"http")
+        connection = ServerConnection(stream, engine, self, facts)
+        if not self.worker.add(connection):
+            stream.abort()
+            return
+        self.limit(connection, 0.0)
+        connection.start(watched=bool(early))
+        if early:
+            connection.on_data(early)
+
+    def authorize(self, exchange: Exchange) -> Permit:
+        return permit_configured(self.cluster.name)
+
+    def own_headers(self, exchange: Exchange, fields: Sorted) -> Headers:
+        # What the app says about earlier hops passes on; the far side appends what it sees itself.
+        if not fields.forwarded_for:
+            return []
+        exchange.record.x_forwarded_for = fields.forwarded_for
+        return [(b"x-forwarded-for", fields.forwarded_for)]
+
+
+class _Sniffer:
+    """Reads until it is certain whether the app speaks HTTP/2 with prior knowledge: one differing byte decides,
+    so nothing is ever waited for on a timer (an app that sends nothing costs only the idle limit)."""
+
+    def __init__(self, service: Outbound, accepted: Accepted, stream: Stream) -> None:
+        self._service = service
+        self._accepted = accepted
+        self._stream = stream
+        self._seen = b""
+        stream.owner = self
+
+    def start(self, poller: Poller) -> None:
+        self._stream.start()
+        poller.call_at(poller.now + self._service.times.head, self._give_up)
+
+    def on_data(self, data: bytes) -> None:
+        self._seen += data
+        seen = self._seen
+        if len(seen) < len(_PREFACE) and _PREFACE.startswith(seen):
+            return
+        self._service.serve(self._accepted, self._stream, seen, http2=seen.startswith(_PREFACE))
+
+    def _give_up(self) -> None:
+        if self._stream.owner is self:
+            self._stream.abort()
+
+    def on_eof(self, clean: bool) -> None:
+        self._stream.abort()
+
+    def on_lost(self, detail: str) -> None:
+        pass
+
+    def on_drained(self) -> None:
+        pass
+
+    def on_crash(self, error: Exception) -> None:
+        self._stream.abort()
+
