@@ -1,7 +1,7 @@
 """The service behind the proxy. Its CPU is not counted; it only must not be the bottleneck.
 
-One app serves a whole run. nginx answers small requests and downloads, on one plaintext port for HTTP/1.1 and one
-for HTTP/2 with prior knowledge; `canned.py` plays the gRPC services and swallows uploads.
+One app serves a whole run. nginx answers small requests and downloads, on one plaintext port for HTTP/1.1
+and one for HTTP/2 with prior knowledge; `canned.py` plays the gRPC services and swallows uploads.
 """
 
 from __future__ import annotations

@@ -2,17 +2,18 @@
 
     python -m benchmarks.canned PORT unary|stream|sink
 
-`unary` and `stream` are gRPC over plaintext HTTP/2: head, one message (or MESSAGES of them), trailers with
-`grpc-status: 0`. A grpcio server costs several times what the proxies under test cost, and would set the pace.
-`sink` reads a request body to its end and answers 200, over HTTP/2 or HTTP/1.1.
+`unary` and `stream` are gRPC over plaintext HTTP/2: head, one message (or MESSAGES of them), trailers
+with `grpc-status: 0`. A grpcio server costs several times what the proxies under test cost, and would set
+the pace. `sink` reads a request body to its end and answers 200, over HTTP/2 or HTTP/1.1.
 
-It is fast because it decodes nothing. Only the nine bytes before each HTTP/2 frame are looked at; header blocks
-are skipped, and our own are written without the dynamic table (RFC 7541 section 6.2.2), so that no state of
-either compressor matters. It keeps the rules that a peer can notice: SETTINGS and PING are acknowledged, and
-flow control is honoured in both directions (RFC 9113 section 5.2).
+It is fast because it decodes nothing. Only the nine bytes before each HTTP/2 frame are looked at; header
+blocks are skipped, and our own are written without the dynamic table (RFC 7541 section 6.2.2), so that no
+state of either compressor matters. It keeps the rules that a peer can notice: SETTINGS and PING are
+acknowledged, and flow control is honoured in both directions (RFC 9113 section 5.2).
 
-A streamed call sends one message per turn of the event loop, so that messages arrive at the proxy one by one and
-interleaved with those of other calls. Sending them in one piece would measure a big body, not a stream.
+A streamed call sends one message per turn of the event loop, so that messages arrive at the proxy one by
+one and interleaved with those of other calls. Sending them in one piece would measure a big body, not a
+stream.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What is measured. A case takes a rival, starts it afresh, loads it, and gives back named numbers.
 
-Every figure has its unit in its name: `cpu_us` is CPU microseconds of the process tree per request (per call, for
-gRPC), `cpu_ms` CPU milliseconds per GiB, `p50_us` and `p99_us` latencies seen by the driver, `rps` requests per
-second, `pss_mib` the peak memory of the tree. `foreign` is not a result but a warning: the share of the machine
-used by processes that have nothing to do with the run.
+Every figure has its unit in its name: `cpu_us` is CPU microseconds of the process tree per request (per
+call, for gRPC), `cpu_ms` CPU milliseconds per GiB, `p50_us` and `p99_us` latencies seen by the driver,
+`rps` requests per second, `pss_mib` the peak memory of the tree. `foreign` is not a result but a warning:
+the share of the machine used by processes that have nothing to do with the run.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Bench:
 
     @contextmanager
     def driven_at(self, setup: Setup, version: str) -> Iterator[str]:
-        """Where the load goes: straight to the process under test, or to an Envoy before it (`--via envoy`)."""
+        """Where the load goes: to the process under test, or to an Envoy before it (`--via envoy`)."""
         if not self.via_envoy:
             yield f"https://127.0.0.1:{setup.listen}"
             return
@@ -86,8 +86,8 @@ class Bench:
         context = caller_context(self.keys)
         if get_once(setup, "/elsewhere", context)[0] != 403:
             raise BenchmarkError("does not refuse another path")
-        if setup.grpc:
-            return
+        if setup.app_port not in (self.apps.ports.http1, self.apps.ports.h2c):
+            return  # the other apps tell nothing about what they were told
         status, told = get_once(setup, WHOAMI_PATH, context, "x-forwarded-client-cert: Hash=forged\r\n")
         if status != 200 or "Hash=" not in told or "forged" in told:
             raise BenchmarkError(f"answers {status} and tells the app {told!r} about the caller")
@@ -124,7 +124,7 @@ def _requests(version: str, connections: int, streams: int) -> Callable[[Bench, 
 
 
 def _app_of(bench: Bench, rival: Rival, version: str) -> tuple[int, str]:
-    """Port and protocol of the plain app: the caller's version when the rival can speak it towards the app."""
+    """Port and protocol of the plain app: the caller's version, when the rival can speak it there."""
     if version == "http2" and rival.http2_to_app:
         return bench.apps.ports.h2c, "h2c"
     return bench.apps.ports.http1, "http1"

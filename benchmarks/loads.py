@@ -1,9 +1,10 @@
 """What drives the proxies: h2load for requests, curl for big bodies, a little Python for idle connections.
 
-The drivers speak mutual TLS to the process under test directly. A proxy in between would be a second bottleneck,
-would share memory pages with one of the rivals and would add its own time to every latency; and it would merge the
-load's connections into its own pool, so that "4 connections x 32 streams" would not reach the process under test.
-h2load cannot show a client certificate, so `h2load_mtls.c` is compiled and preloaded: a C compiler is needed.
+The drivers speak mutual TLS to the process under test directly. A proxy in between would be a second
+bottleneck, would share memory pages with one of the rivals and would add its own time to every latency;
+and it would merge the load's connections into its own pool, so that "4 connections x 32 streams" would
+not reach the process under test. h2load cannot show a client certificate, so `h2load_mtls.c` is compiled
+and preloaded: a C compiler is needed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import pki
 from benchmarks.measure import quantile
@@ -61,8 +63,8 @@ class H2load:
     def run(
         self, url: str, arguments: Sequence[str], *, seconds: float, body: int, log: bool = True
     ) -> Answered:
-        """One load. Every answer must be a 2xx and bring ``body`` bytes: a rival that refuses quickly must not
-        look fast (a refused gRPC call is a 200 without body)."""
+        """One load. Every answer must be a 2xx and bring ``body`` bytes: a rival that refuses quickly must
+        not look fast (a refused gRPC call is a 200 without body)."""
         latencies = self.folder / "latencies.tsv"
         latencies.unlink(missing_ok=True)
         logging = [f"--log-file={latencies}"] if log else []
@@ -106,7 +108,9 @@ def _summary(out: str, body: int) -> tuple[int, float]:
     done, _, _, errored = (int(n) for n in counts.groups())
     good, *bad = (int(n) for n in codes.groups())
     if not done or errored or any(bad) or good < done or int(data.group(1)) < done * body:
-        raise BenchmarkError(f"not every request was answered with 2xx and a body: {counts[0]}; {codes[0]}; {data[0]}")
+        raise BenchmarkError(
+            f"not every request was answered with 2xx and a body: {counts[0]}; {codes[0]}; {data[0]}"
+        )
     return good, float(took.group(1)) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[took.group(2)]
 
 
@@ -115,7 +119,7 @@ def _latencies(path: Path) -> list[float]:
     return [float(words[2]) for words in lines if len(words) >= 3 and words[1] == "200"]
 
 
-def _curl(keys: pki.Pki, version: str, arguments: Sequence[str], seconds: float) -> dict[str, float]:
+def _curl(keys: pki.Pki, version: str, arguments: Sequence[str], seconds: float) -> dict[str, Any]:
     command = [
         *("curl", "--silent", "--show-error", "--insecure", "--output", "/dev/null"),
         *("--cert", str(keys.web.chain), "--key", str(keys.web.key)),
@@ -123,7 +127,7 @@ def _curl(keys: pki.Pki, version: str, arguments: Sequence[str], seconds: float)
         *("--write-out", "%{json}", "--max-time", str(int(seconds))),
         *arguments,
     ]
-    facts: dict[str, float] = json.loads(_run(command, seconds + SLACK))
+    facts: dict[str, Any] = json.loads(_run(command, seconds + SLACK))
     if facts["http_code"] != 200 or facts["http_version"] != ("2" if version == "http2" else "1.1"):
         raise BenchmarkError(f"curl got {facts['http_code']} over HTTP/{facts['http_version']}")
     return facts
@@ -134,7 +138,7 @@ def download(keys: pki.Pki, version: str, url: str, size: int, *, seconds: float
     facts = _curl(keys, version, [url], seconds)
     if facts["size_download"] != size:
         raise BenchmarkError(f"{facts['size_download']:.0f} of {size} bytes arrived")
-    return facts["time_total"]
+    return float(facts["time_total"])
 
 
 def upload(keys: pki.Pki, version: str, url: str, file: Path, *, seconds: float) -> float:
@@ -142,7 +146,7 @@ def upload(keys: pki.Pki, version: str, url: str, file: Path, *, seconds: float)
     facts = _curl(keys, version, ["--header", "expect:", "--upload-file", str(file), url], seconds)
     if facts["size_upload"] != file.stat().st_size:
         raise BenchmarkError(f"{facts['size_upload']:.0f} bytes went up")
-    return facts["time_total"]
+    return float(facts["time_total"])
 
 
 class IdleConnections:

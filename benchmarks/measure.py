@@ -1,11 +1,13 @@
 """What a process tree costs: CPU seconds and proportional memory, read from /proc.
 
-CPU is user + system time of every process of the tree, plus what its members have already reaped (``cutime``,
-``cstime``), so that a supervisor with workers is charged like a single process. The kernel keeps these sums from
-the scheduler's nanosecond clock and shows them in ticks of 10 ms: a measurement should last a second of CPU.
+CPU is user + system time of every process of the tree, plus what its members have already reaped
+(``cutime``, ``cstime``), so that a supervisor with workers is charged like a single process. The kernel
+keeps these sums from the scheduler's nanosecond clock and shows them in ticks of 10 ms: a measurement
+should last a second of CPU.
 
-Memory is PSS (``smaps_rollup``): pages shared between processes of the tree are counted once, and those shared
-with strangers in proportion. The peak is sampled, four times a second: the walk itself costs a millisecond.
+Memory is PSS (``smaps_rollup``): pages shared between processes of the tree are counted once, and those
+shared with strangers in proportion. The peak is sampled, four times a second: the walk itself costs a
+millisecond.
 """
 
 from __future__ import annotations

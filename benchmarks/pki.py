@@ -3,8 +3,9 @@
 Made with `cryptography` alone, not with our own `identity` package: the rivals must be able to run, and the
 figures must stay comparable, whatever state that package is in.
 
-The subject carries the short name as well (`CN=web`). X509-SVID section 2 allows it, and nginx and HAProxy 2.6
-need it: neither can read a URI subject alternative name, so they authorize by subject, the nearest they have.
+The subject carries the short name as well (`CN=web`). X509-SVID section 2 allows it, and nginx and
+HAProxy 2.6 need it: neither can read a URI subject alternative name, so they authorize by subject, the
+nearest they have.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Pki:
 
 
 def make_pki(folder: Path) -> Pki:
-    """Write root, `web` and `api` into ``folder`` (created, 0700) and say where they are. Good for two days."""
+    """Write root, `web` and `api` into ``folder`` (created, 0700). Good for two days."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     root_key = ec.generate_private_key(ec.SECP256R1())
     root = _root(root_key)

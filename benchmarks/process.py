@@ -16,7 +16,7 @@ class BenchmarkError(Exception):
 
 
 def free_port() -> int:
-    """A port nobody listens on now. Another process may take it before we do: then the start fails, visibly."""
+    """A port nobody listens on now. Somebody may take it before we do: then the start fails, visibly."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -14,7 +14,7 @@ from benchmarks.cases import Case, Numbers
 from benchmarks.measure import median
 
 YARDSTICK = "envoy"
-NOISY = 0.10  # share of the machine used by strangers above which a figure is marked
+NOISY = 0.10  # share of the machine used by strangers above which a figure is marked, and tried again
 
 LABELS = {
     "cpu_us": "CPU µs per request",
@@ -127,13 +127,14 @@ INTRODUCTION = """# Benchmark results
 
 Written by `python -m benchmarks.end_to_end`; run it again rather than believe it.
 
-One proxy at a time terminates mutual TLS 1.3 for a plaintext app: driver (mTLS) -> proxy -> app, all on loopback.
-Each does the same duties with one worker: client certificate from the run's root, an authorization rule (caller
-`web`, methods, path prefixes), `x-forwarded-client-cert`, a JSON access-log line per request to a file, statistics.
-Sidewall also samples 1 % of requests into traces. Figures are medians of the rounds, which go round the proxies in
-turn; brackets hold the ratio to Envoy. CPU is user + system time of the proxy's whole process tree; memory is its
-peak PSS. *Strangers' CPU* is the largest share of the machine that other processes used during a measurement:
-above 10 % (`!`) the figures are worth less.
+One proxy at a time terminates mutual TLS 1.3 for a plaintext app: driver (mTLS) -> proxy -> app, all on
+loopback. Each does the same duties with one worker: client certificate from the run's root, an
+authorization rule (caller `web`, methods, path prefixes), `x-forwarded-client-cert`, a JSON access-log
+line per request to a file, statistics. Sidewall also samples 1 % of requests into traces. Figures are
+medians of the rounds, which go round the proxies in turn (a measurement disturbed by strangers is
+repeated, twice at most); brackets hold the ratio to Envoy. CPU is user + system time of the proxy's whole
+process tree; memory is its peak PSS. *Strangers' CPU* is the largest share of the machine that other
+processes used during a measurement: above 10 % (`!`) the figures are worth less.
 """
 
 

@@ -1,10 +1,10 @@
 """The proxies that are compared: one class each, all with the same duties.
 
-Duties, for every one of them: terminate mutual TLS 1.3 without session resumption, with a client certificate from
-the run's root; let through GET and POST below /v1/ and /bench. for the caller `web` only, and refuse everything
-else; set `x-forwarded-client-cert` and overwrite what the caller sent under that name; write an access-log line
-with about the same fields for each request to a file; keep statistics and offer them on an admin port. One worker
-with one thread does the work.
+Duties, for every one of them: terminate mutual TLS 1.3 without session resumption, with a client
+certificate from the run's root; let through GET and POST below /v1/ and /bench. for the caller `web`
+only, and refuse everything else; set `x-forwarded-client-cert` and overwrite what the caller sent under
+that name; write an access-log line with about the same fields for each request to a file; keep statistics
+and offer them on an admin port. One worker with one thread does the work.
 
 Where a rival cannot do a duty, `note` says what it does instead.
 """
@@ -20,6 +20,7 @@ import ssl
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def admin_ready(port: int) -> bool:
 
 
 def caller_context(keys: pki.Pki) -> ssl.SSLContext:
-    """A TLS client that shows the SVID of `web`. The server's name is not checked: it has a SPIFFE ID, no name."""
+    """A TLS client that shows the SVID of `web`. The server has a SPIFFE ID and no name to check."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.load_verify_locations(keys.bundle)
@@ -367,7 +368,10 @@ class Envoy(Rival):
             "typed_extension_protocol_options": {
                 options: {
                     "@type": f"type.googleapis.com/{options}",
-                    "explicit_http_config": {speaks: {}},
+                    # a client that has not yet read SETTINGS must not open more than the other side allows
+                    "explicit_http_config": {
+                        speaks: {"max_concurrent_streams": 100} if "2" in speaks else {}
+                    },
                 }
             },
             "load_assignment": {
@@ -377,7 +381,7 @@ class Envoy(Rival):
         }
 
     def write_originator(self, setup: Setup, version: str, peer_port: int) -> None:
-        """Configure ``setup`` as the caller's sidecar: plaintext in, mutual TLS as `web` out to ``peer_port``."""
+        """Configure ``setup`` as the caller's sidecar: plaintext in, mTLS as `web` out to ``peer_port``."""
         cluster = self._cluster(
             replace(setup, app_port=peer_port, app_speaks="h2c" if version == "http2" else "")
         )
@@ -452,7 +456,7 @@ def _address(port: int) -> dict[str, object]:
     return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
 
 
-def _typed(name: str, type_name: str, value: dict[str, object]) -> dict[str, object]:
+def _typed(name: str, type_name: str, value: Mapping[str, object]) -> dict[str, object]:
     return {"name": name, "typed_config": {"@type": f"type.googleapis.com/{type_name}", **value}}
 
 
@@ -488,7 +492,7 @@ frontend inbound
   http-request deny unless web method path
   http-request capture hdr(user-agent) len 64
   http-request capture hdr(host) len 64
-  http-request set-header x-forwarded-client-cert "Hash=%[ssl_c_der,sha2(256),hex];Subject=\\"%{{+Q}}[ssl_c_s_dn]\\""
+  http-request set-header x-forwarded-client-cert "{xfcc}"
   default_backend app
 backend app
   server app 127.0.0.1:{app} {speaks}
@@ -539,6 +543,7 @@ class Haproxy(Rival):
             folder=setup.folder,
             keys=setup.keys,
             log=log,
+            xfcc=r"Hash=%[ssl_c_der,sha2(256),hex];Subject=\"%[ssl_c_s_dn]\"",
             listen=setup.listen,
             admin=setup.admin,
             app=setup.app_port,
@@ -590,7 +595,8 @@ http {{
 """
 NGINX_HTTP = """proxy_pass http://app; proxy_http_version 1.1; proxy_max_temp_file_size 0;
       proxy_request_buffering off; proxy_read_timeout 600s;
-      proxy_set_header Connection ""; proxy_set_header Host $host; proxy_set_header X-Forwarded-Client-Cert {xfcc};"""
+      proxy_set_header Connection ""; proxy_set_header Host $host;
+      proxy_set_header X-Forwarded-Client-Cert {xfcc};"""
 NGINX_GRPC = (
     """grpc_pass grpc://app; grpc_read_timeout 600s; grpc_set_header X-Forwarded-Client-Cert {xfcc};"""
 )
@@ -598,7 +604,7 @@ NGINX_GRPC = (
 
 class Nginx(Rival):
     name = "nginx"
-    note = "authorizes by certificate subject; speaks HTTP/1.1 to the app except for gRPC (it has no HTTP/2 there)"
+    note = "authorizes by certificate subject; HTTP/1.1 to the app except for gRPC"
     http2_to_app = False
 
     def available(self) -> str | None:

@@ -77,7 +77,7 @@ class SpiffeIdError(ValueError):
     escaped and cut, so that it can stand in a log line."""
 
     def __init__(self, reason: str, text: str) -> None:
-        super().__init__(f"{_WHAT[reason]}: {ascii(text[:200])}")
+        super().__init__(f"{_WHAT[reason]}: {text[:200]!a}")
         self.reason = reason
 
 
@@ -108,7 +108,10 @@ class SpiffeId:
     @classmethod
     def of(cls, trust_domain: str, path: str = "") -> SpiffeId:
         """The ID of ``path`` (with its leading slash, or empty) in ``trust_domain``. Raises SpiffeIdError."""
-        return cls.parse(f"{_SCHEME}{trust_domain}{path}")
+        spiffe_id = cls.parse(f"{_SCHEME}{trust_domain}{path}")
+        if spiffe_id.trust_domain != trust_domain:  # one part ran over into the other
+            raise SpiffeIdError("trust_domain_character" if "/" in trust_domain else "path_character", path)
+        return spiffe_id
 
     def __str__(self) -> str:
         return f"{_SCHEME}{self.trust_domain}{self.path}"

@@ -6,10 +6,10 @@ Bundle 4), then the rules of the leaf. The rules themselves are in ``x509_rules`
 caller's, who knows whom it dialled.
 
 Checking costs two signature verifications and some parsing, and the same peers connect again and again. A
-verdict is therefore remembered for (role, hash of the whole chain as presented), together with the digest of the
-bundle that gave it and the time in which every certificate of the path is valid. Each use compares both
+verdict is therefore remembered for (role, hash of the whole chain as presented), together with the digest of
+the bundle that gave it and the time in which every certificate of the path is valid. Each use compares both
 again, so an expiry, a step of the clock or a changed bundle ends it. Only acceptance is remembered: nobody
-without a certificate of ours can fill the memory, and it is emptied when full.
+without a certificate that we trust can fill the memory, and it is emptied when full.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from datetime import datetime
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from identity.spiffe import SpiffeId
 from identity.x509_rules import (
@@ -36,6 +36,7 @@ from identity.x509_rules import (
     fail_closed,
     leaf_id,
     load_certificate,
+    public_key_der,
 )
 
 __all__ = [
@@ -241,7 +242,7 @@ def check_own_svid(svid: X509Svid, bundle: TrustBundle, *, now: datetime) -> Non
     """Whether peers that hold ``bundle`` will accept ``svid`` now, and whether its key is its own.
 
     The same rules as for peers, for both roles; all-or-nothing rotation rests on it. Raises SvidError."""
-    if _public_der(svid.key.public_key()) != _public_der(svid.leaf.public_key()):
+    if public_key_der(svid.key.public_key()) != public_key_der(svid.leaf.public_key()):
         raise SvidError("bad_certificate", "the private key does not belong to the certificate")
     spiffe_id = check_leaf(svid.leaf)
     if spiffe_id != svid.id:
@@ -251,8 +252,3 @@ def check_own_svid(svid: X509Svid, bundle: TrustBundle, *, now: datetime) -> Non
     build_path(
         svid.leaf, svid.chain[1:], bundle.authorities, trust_domain=bundle.trust_domain, now=now
     )
-
-
-def _public_der(key: object) -> bytes:
-    der: bytes = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined]
-    return der

@@ -34,6 +34,8 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, SignatureAlgorithmOID
 
 from identity.spiffe import SpiffeId, SpiffeIdError
@@ -83,6 +85,7 @@ _UNDERSTOOD: Final = frozenset(
         ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
     }
 )
+_STAMP: Final = "%Y-%m-%dT%H:%M:%SZ"
 _PURPOSE: Final = {"client": ExtendedKeyUsageOID.CLIENT_AUTH, "server": ExtendedKeyUsageOID.SERVER_AUTH}
 
 _P = ParamSpec("_P")
@@ -122,6 +125,10 @@ def load_certificate(der: bytes) -> x509.Certificate:
     if cert.serial_number <= 0:
         raise SvidError("bad_certificate", "the serial number is not positive")  # RFC 5280 4.1.2.2
     _ = cert.extensions  # raises on duplicates and on broken ones
+    if der[-len(cert.signature) - 1] != 0:
+        # The last BIT STRING with "unused" bits that happen to be zero: the one part of a certificate that
+        # could be changed without spoiling the signature. One certificate, one spelling.
+        raise SvidError("bad_certificate", "the signature is not a whole number of bytes")
     return cert
 
 
@@ -164,6 +171,17 @@ def leaf_id(cert: x509.Certificate) -> SpiffeId:
     return spiffe_id
 
 
+def trust_domains_of(cert: x509.Certificate) -> frozenset[str]:
+    """The trust domains that the URI SANs of any certificate name. For messages, never for trust."""
+    found = set()
+    for uri in _uri_sans(cert):
+        try:
+            found.add(SpiffeId.parse(uri).trust_domain)
+        except SpiffeIdError:
+            continue
+    return frozenset(found)
+
+
 def _uri_sans(cert: x509.Certificate) -> list[str]:
     # The library hands an IA5String on as it stands: NUL and line ends inside, and UTF-8 decoded (measured
     # with cryptography 50). SpiffeId.parse refuses all of that; other 8-bit bytes raise here already.
@@ -200,6 +218,11 @@ def check_public_key(key: object) -> PublicKey:
     if not isinstance(key, PublicKey):
         raise SvidError("weak_key", f"a key of the kind {type(key).__name__}")
     return key
+
+
+def public_key_der(key: PublicKeyTypes) -> bytes:
+    """The SubjectPublicKeyInfo of a key: equal for equal keys."""
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def check_signature_algorithm(cert: x509.Certificate) -> None:
@@ -310,11 +333,9 @@ def _check_path(path: tuple[x509.Certificate, ...], trust_domain: str, now: date
 
 def _check_time(cert: x509.Certificate, now: datetime) -> None:
     if now > cert.not_valid_after_utc:
-        raise SvidError("expired", f"{_name(cert)}: notAfter was {cert.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}")
+        raise SvidError("expired", f"{_name(cert)}: notAfter was {cert.not_valid_after_utc:{_STAMP}}")
     if now < cert.not_valid_before_utc:
-        raise SvidError(
-            "not_yet_valid", f"{_name(cert)}: notBefore is {cert.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}"
-        )
+        raise SvidError("not_yet_valid", f"{_name(cert)}: notBefore is {cert.not_valid_before_utc:{_STAMP}}")
 
 
 def _check_extensions(cert: x509.Certificate) -> None:
@@ -351,15 +372,14 @@ def _check_signer_id(cert: x509.Certificate, trust_domain: str) -> None:
     """An intermediate need not have a URI SAN; one that has is the trust domain's own (X509-SVID 2)."""
     for uri in _uri_sans(cert):
         if uri != f"spiffe://{trust_domain}":
-            raise SvidError("trust_domain", f"an intermediate of {ascii(uri[:200])} signs for {trust_domain}")
+            raise SvidError("trust_domain", f"an intermediate of {uri[:200]!a} signs for {trust_domain}")
 
 
 def _check_signature(cert: x509.Certificate, issuer: x509.Certificate) -> None:
     try:
         cert.verify_directly_issued_by(issuer)
-    except UnsupportedAlgorithm:
-        raise SvidError("weak_signature", cert.signature_algorithm_oid.dotted_string) from None
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
+        check_signature_algorithm(cert)  # one the library cannot verify any more, as SHA-1
         raise SvidError("untrusted_root", f"{_name(issuer)} did not sign {_name(cert)}") from None
 
 

@@ -101,7 +101,6 @@ class Inbound(HttpService):
     def authorize(self, exchange: Exchange) -> Permit:
         record, head = exchange.record, exchange.head
         peer = record.peer
-        telemetry = self.worker.telemetry
         try:
             permit = self.worker.runtime.decisions.authorize(
                 principal=peer.principal if peer is not None else None,
@@ -114,10 +113,8 @@ class Inbound(HttpService):
         except AccessDenied as error:
             record.decision = error.decision
             error.decision_id = str(error.decision.id(self._facts(exchange)))
-            telemetry.decision(error.decision, peer)
             raise
         record.decision = permit.decision
-        telemetry.decision(permit.decision, peer)
         return permit
 
     def _facts(self, exchange: Exchange) -> AccessRequest:
@@ -151,12 +148,10 @@ class Inbound(HttpService):
             permit = authorize(self.worker.runtime.policies, request)
         except AccessDenied as error:
             record.decision, record.reason, record.flags = error.decision, error.reason, "RBAC"
-            self.worker.telemetry.decision(error.decision, peer)
             stream.abort()
             self.end(record)
             return
         record.decision = permit.decision
-        self.worker.telemetry.decision(permit.decision, peer)
         self.join(stream, permit, record)
 
     # -- what the app is told -----------------------------------------------------------------------------

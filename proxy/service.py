@@ -101,6 +101,7 @@ class HttpService:
         worker, settings, record, head = self.worker, self.settings, exchange.record, exchange.head
         record.generation = worker.runtime.generation
         record.route = settings.name
+        worker.telemetry.begin(settings.direction == "inbound")
         worker.enter(exchange)
         fields = sort_fields(head.headers)
         self._begin_trace(record, fields)
@@ -172,6 +173,8 @@ class HttpService:
 
     def refused(self, connection: ServerConnection, record: ExchangeRecord) -> None:
         record.generation = self.worker.runtime.generation
+        record.route = self.settings.name
+        self.worker.telemetry.begin(self.settings.direction == "inbound")
         self.worker.telemetry.finish(record)
 
     def note_malformed(self, reason: str) -> None:

@@ -17,7 +17,7 @@ from OpenSSL import SSL
 from identity import mtls
 from identity.svid import PeerIdentity, SvidError, X509Context
 from proxy.net.poller import READ, WRITE, Poller, Timer
-from proxy.net.stream import TlsStream, _tls_words
+from proxy.net.stream import TlsStream
 
 Done = Callable[[TlsStream, PeerIdentity, str], None]  # stream, who, ALPN ("" = none)
 Failed = Callable[[str, str], None]  # word of PEER_REASONS, detail for operators
@@ -105,10 +105,9 @@ class Handshake:
             self._watch(READ)
         except SSL.WantWriteError:
             self._watch(WRITE)
-        except SSL.SysCallError as error:
-            self._fail("closed", str(error))
-        except SSL.Error as error:
-            self._fail(*_explain(error))
+        except (SSL.Error, OSError) as error:
+            refusal = mtls.handshake_failure(self._tls, error)
+            self._fail(refusal.why, refusal.detail)
         else:
             self._finish()
 
@@ -147,24 +146,3 @@ class Handshake:
     def on_crash(self, error: Exception) -> None:
         self._fail("protocol", f"internal error: {type(error).__name__}")
 
-
-# OpenSSL's words for what the peer's certificate or its alert said. Anything else is "protocol".
-_WORDS = (
-    ("peer did not return a certificate", "no_certificate"),
-    ("certificate required", "no_certificate"),
-    ("certificate expired", "expired"),
-    ("certificate has expired", "expired"),
-    ("certificate verify failed", "untrusted_root"),
-    ("unknown ca", "untrusted_root"),
-    ("bad certificate", "bad_certificate"),
-    ("no application protocol", "alpn"),
-)
-
-
-def _explain(error: SSL.Error) -> tuple[str, str]:
-    words = _tls_words(error)
-    lowered = words.lower()
-    for needle, reason in _WORDS:
-        if needle in lowered:
-            return reason, words
-    return "protocol", words

@@ -103,8 +103,7 @@ class JsonLines:
             "response_code_details": _response_code_details(record),
             "bytes_received": record.bytes_received,
             "bytes_sent": record.bytes_sent,
-            # microseconds are enough, and this is three times cheaper than round()
-            "duration": int((record.ended_at - record.started_at) * 1e6) / 1000,
+            "duration": _millis(record.ended_at - record.started_at),
             "authority": show_bytes(record.authority),
             "direction": record.direction,
             "downstream_remote_address": record.peer_address,
@@ -135,7 +134,7 @@ class JsonLines:
             "protocol": "TLS" if record.kind == "tls" else "TCP",
             "bytes_received": record.bytes_received,
             "bytes_sent": record.bytes_sent,
-            "duration": int((record.ended_at - record.started_at) * 1e6) / 1000,
+            "duration": _millis(record.ended_at - record.started_at),
             "direction": record.direction,
             "downstream_remote_address": record.peer_address,
             "downstream_local_address": record.local_address,
@@ -155,6 +154,11 @@ class JsonLines:
         if record.decision is not None:
             _add_decision(line, record.decision)
         return line
+
+
+def _millis(seconds: float) -> float:
+    """Milliseconds with three decimals; a third of the price of round()."""
+    return int(seconds * 1e6 + 0.5) / 1000
 
 
 def _response_code_details(record: ExchangeRecord) -> str:
@@ -179,7 +183,7 @@ def _add_upstream(line: dict[str, Any], record: ExchangeRecord) -> None:
     if record.flags:
         line["response_flags"] = record.flags
     if record.sent_at and record.first_byte_at:
-        line["upstream_service_time"] = int((record.first_byte_at - record.sent_at) * 1e6) / 1000
+        line["upstream_service_time"] = _millis(record.first_byte_at - record.sent_at)
     if record.upstream_address:
         line["upstream_host"] = record.upstream_address
     if record.upstream_name:

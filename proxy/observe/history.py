@@ -19,7 +19,9 @@ from proxy.observe.store import Connection, Edge, EdgeKey
 _RECENT: Final = (
     "SELECT trace_id, min(start_ns) AS rank FROM spans GROUP BY trace_id ORDER BY rank DESC LIMIT ?"
 )
-_SLOWEST: Final = "SELECT trace_id, max(dur_ns) AS rank FROM spans GROUP BY trace_id ORDER BY rank DESC LIMIT ?"
+_SLOWEST: Final = (
+    "SELECT trace_id, max(dur_ns) AS rank FROM spans GROUP BY trace_id ORDER BY rank DESC LIMIT ?"
+)
 _DENIED: Final = (
     "SELECT trace_id, max(start_ns) AS rank FROM spans WHERE decision = 'deny' "
     "GROUP BY trace_id ORDER BY rank DESC LIMIT ?"

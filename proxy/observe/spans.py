@@ -3,7 +3,7 @@
 An exchange has two spans, whichever way it goes:
 
     SERVER  span_id          child of the caller's span  head in .. answer out
-    CLIENT  client_span_id   child of the SERVER span    try's start .. end of the response, if there was a try
+    CLIENT  client_span_id   child of the SERVER span    try's start .. end of the response, if one was made
 
 The CLIENT span's id went to the upstream in traceparent, so what happens there hangs below it. Names,
 attributes and status follow the HTTP and RPC semantic conventions (``names.py``); a gRPC exchange has RPC
@@ -22,7 +22,6 @@ from proxy.observe.record import ExchangeRecord
 
 if TYPE_CHECKING:
     from identity.svid import PeerIdentity
-
     from proxy.policy.engine import Decision
 
 AttributeValue = str | int | float | bool | list[str]
@@ -346,7 +345,7 @@ def _add_server_peer(attributes: Attributes, record: ExchangeRecord) -> None:
 
 
 def _add_authority(attributes: Attributes, record: ExchangeRecord, scheme: str) -> None:
-    host, port = split_address(_text(record.authority))
+    host, port = split_address(_text(record.authority).rpartition("@")[2])
     if host:
         attributes[n.SERVER_ADDRESS] = host
         attributes[n.SERVER_PORT] = port or (443 if scheme == "https" else 80)

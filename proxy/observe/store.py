@@ -188,7 +188,7 @@ class TraceStore:
         self._db.execute(_TRIM_EDGES, (_EDGE_ROWS,))
         while self.size() > self.max_bytes and self._drop_tenth():
             pass
-        self._db.execute("PRAGMA incremental_vacuum").fetchall()  # steps only while rows are fetched
+        self._db.executescript("PRAGMA incremental_vacuum")  # execute() would step once: one page
 
     def _drop_tenth(self) -> bool:
         before = self._db.total_changes

@@ -1,0 +1,403 @@
+"""The facade: what the rest of the proxy tells about itself, and the price it pays for that.
+
+``finish`` is called once per exchange by the event loop, so it does three things only: look up the counters
+that belong to this combination of labels, add to them, and append the record to a bounded queue. The lookup
+is one dict access with a tuple of what the labels are made of; making label texts and series happens once per
+combination (``_bind``).
+
+``run`` sleeps until the first record comes, waits a moment for company, and hands the batch to one thread
+(``writer.py``) that makes log lines and spans. If the thread is stuck, because a disk or pipe is, the queue
+fills up and records are dropped and counted; traffic never notices. The last quarter of the queue is for
+records of what was refused or failed, so a flood of good requests cannot hide an attack from the log.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import sys
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from proxy.observe import names as n
+from proxy.observe.accesslog import JsonLines, Record, Sink, TextLines, parse_filter
+from proxy.observe.instruments import Instruments
+from proxy.observe.metrics import Histogram, Registry, Value
+from proxy.observe.process import add_process_metrics
+from proxy.observe.propagation import TraceContext, start_trace
+from proxy.observe.record import ConnectionRecord, ExchangeRecord
+from proxy.observe.spans import decision_word, peer_name, split_address
+from proxy.observe.tracing import Exporter, read_export_settings, read_resource, read_sampler
+from proxy.observe.writer import Writer
+
+if TYPE_CHECKING:
+    from proxy.observe.store import TraceStore
+    from proxy.policy.engine import Decision
+
+_BINDINGS: Final = 4096  # combinations remembered; when more come, all are looked up anew
+_KNOWN_RPC: Final = 1000
+_LONG: Final = 4096  # bytes of peer-chosen text a queued record may hold
+_LAG_EVERY: Final = 1.0
+_UNIMPLEMENTED: Final = 12
+
+
+class _Bound:
+    """The series one combination of labels counts in."""
+
+    __slots__ = ("counters", "duration")
+
+    def __init__(self, counters: tuple[Value, ...], duration: Histogram | None) -> None:
+        self.counters = counters
+        self.duration = duration
+
+
+class Telemetry:
+    """Everything observable about one proxy process. All methods belong to the event loop's thread."""
+
+    def __init__(
+        self,
+        *,
+        service: str = "sidewall",
+        namespace: str = "",
+        version: str = "",
+        openssl: str = "",
+        access_log: str = "off",
+        access_log_format: str = "json",
+        access_log_filter: str = "all",
+        sample: float = 1.0,
+        traces_file: str = "",
+        resource: Mapping[str, str] | None = None,
+        registry: Registry | None = None,
+        env: Mapping[str, str] | None = None,
+        rng: random.Random | None = None,
+        capacity: int = 8192,
+        interval: float = 0.05,
+        keep: int = 2000,
+    ) -> None:
+        """``access_log``: off, stdout, stderr or a path. ``sample``: 0..1, for traces begun here, unless
+        OTEL_TRACES_SAMPLER says otherwise. ``traces_file``: SQLite, "" = none. ``keep``: size of ``recent``.
+        ``env``: where OTEL_* are read, ``os.environ`` by default. Starts nothing.
+
+        Raises OSError when a file cannot be opened, sqlite3.Error for a bad traces file, ValueError for a bad
+        format or filter.
+        """
+        env = os.environ if env is None else env
+        self.registry = registry or Registry()
+        self.instruments = Instruments(self.registry)
+        self.warnings: list[str] = []  # about OTEL_* variables; the caller logs them once
+        self.ratio, self.parent_based = read_sampler(env, sample, self.warnings)
+        self.rng = rng or random.Random(random.SystemRandom().getrandbits(256))  # noqa: S311 (ids, not secrets)
+        self.resource = read_resource(
+            env, service=service, namespace=namespace, version=version, extra=resource or {}
+        )
+        name, space = self.resource.get(n.SERVICE_NAME, service), self.resource.get(n.SERVICE_NAMESPACE, "")
+        self.service = f"{space}/{name}" if space else name
+        self.recent: deque[Record] = deque(maxlen=keep)
+        self._known_rpc: dict[bytes, str] = {}
+        self._bound: dict[tuple[object, ...], _Bound] = {}
+        self._active_server = self.instruments.active_server.labels()
+        self._active_client = self.instruments.active_client.labels()
+        self._add_facts(version, openssl)
+
+        self._queue: deque[Record] = deque()
+        self._capacity = capacity
+        self._ordinary = capacity - capacity // 4
+        self._high_water = min(256, capacity // 8)  # a batch that still fits the processor's cache
+        self._interval = interval
+        self._dropped = self.instruments.dropped.labels("records")
+        self._wake = trio.Event()  # there is something in the queue
+        self._hurry = trio.Event()  # there is a lot in the queue
+        self._one_thread = trio.CapacityLimiter(1)
+        self._lags: deque[float] = deque([0.0], maxlen=15)
+
+        if access_log_format not in ("json", "text"):
+            raise ValueError(f"access log format {access_log_format!r} is neither json nor text")
+        self._writer = Writer(
+            self.service,
+            self._known_rpc,
+            self.instruments.dropped,
+            lines=JsonLines() if access_log_format == "json" else TextLines(),
+            keep=parse_filter(access_log_filter),
+            exporter=self._make_exporter(env, version),
+            store=_open_store(traces_file),
+            sink=None if access_log == "off" else Sink(access_log),
+        )
+        self._enqueue = self._writer.has_work
+
+    def _make_exporter(self, env: Mapping[str, str], version: str) -> Exporter | None:
+        settings = read_export_settings(env)
+        self.warnings += settings.warnings
+        if not settings.kinds:
+            return None
+        dropped = self.instruments.dropped
+        return Exporter(
+            settings, self.resource, version, dropped.labels("span_queue"), dropped.labels("span_export")
+        )
+
+    def _add_facts(self, version: str, openssl: str) -> None:
+        add_process_metrics(self.registry)
+        python = ".".join(map(str, sys.version_info[:3]))
+        self.instruments.build.labels(version, python, openssl).value = 1
+        self.instruments.loop_lag.set_function(lambda: max(self._lags))
+
+    # -- the hot path ------------------------------------------------------------------------------------
+
+    def start_trace(self, traceparent: bytes | None, tracestate: bytes | None, trusted: bool) -> TraceContext:
+        """``propagation.start_trace`` with this proxy's ratio and random numbers."""
+        return start_trace(
+            traceparent,
+            tracestate,
+            trusted=trusted,
+            ratio=self.ratio,
+            rng=self.rng,
+            parent_based=self.parent_based,
+        )
+
+    def begin(self, inbound: bool) -> None:
+        """An exchange was opened; exactly one ``finish`` must follow."""
+        active = self._active_server if inbound else self._active_client
+        active.value += 1
+
+    def finish(self, record: ExchangeRecord) -> None:
+        """Count one finished exchange and queue its record. The record must not be changed afterwards."""
+        inbound = record.direction == "inbound"
+        if inbound:
+            peer = record.peer
+            self._active_server.value -= 1
+        else:
+            peer = record.upstream_peer
+            self._active_client.value -= 1
+        decision = record.decision
+        trace = record.trace
+        rpc = self._rpc_method(record) if record.is_grpc else None
+        key = (
+            record.direction,
+            n.METHODS.get(record.method),
+            record.status,
+            record.route,
+            record.reason,
+            record.flags,
+            None if peer is None else peer.uri,
+            None if decision is None else (decision.allowed, decision.policy, decision.rule),
+            record.version,
+            record.upstream_name,
+            None if inbound else record.upstream_address,
+            record.tls_version,
+            rpc,
+            record.grpc_status,
+            trace is None or trace.remote,
+        )
+        bound = self._bound.get(key)
+        if bound is None:
+            bound = self._bind(key, record, rpc)
+        for counter in bound.counters:
+            counter.value += 1
+        duration = bound.duration
+        if duration is not None:
+            seconds = record.ended_at - record.started_at
+            duration.observe(seconds)
+            if trace is not None and trace.sampled:
+                duration.show(trace.trace_id.decode(), seconds, record.started)
+        if len(record.path) + len(record.user_agent) + len(record.x_forwarded_for) > _LONG:
+            _shorten(record)
+        if self._enqueue:
+            self._put(record, bool(record.reason) or record.status >= 500)
+        else:
+            self.recent.append(record)
+
+    def _put(self, record: Record, important: bool) -> None:
+        queue = self._queue
+        size = len(queue)
+        if size >= self._ordinary and (not important or size >= self._capacity):
+            self._dropped.value += 1
+            return
+        queue.append(record)
+        if size == 0:
+            self._wake.set()
+        elif size == self._high_water:
+            self._hurry.set()
+
+    def _rpc_method(self, record: ExchangeRecord) -> str:
+        """The name of a gRPC method that was answered before, else ``_OTHER``: callers invent no series."""
+        path = record.path
+        known = self._known_rpc.get(path)
+        if known is not None:
+            return known
+        answered = record.grpc_status is not None and record.first_byte_at and not record.reason
+        exists = answered and record.grpc_status != _UNIMPLEMENTED
+        if not exists or len(self._known_rpc) >= _KNOWN_RPC or len(path) > 256:
+            return n.OTHER
+        method = self._known_rpc[path] = path[1:].decode("ascii", "backslashreplace")
+        return method
+
+    # -- binding labels, once per combination -------------------------------------------------------------
+
+    def _bind(self, key: tuple[object, ...], record: ExchangeRecord, rpc: str | None) -> _Bound:
+        if len(self._bound) >= _BINDINGS:
+            self._bound.clear()  # the series stay; only the short cut to them is made anew
+        inbound = record.direction == "inbound"
+        peer = record.peer if inbound else record.upstream_peer
+        other = peer_name(peer) if inbound or peer is not None else record.upstream_name or "unknown"
+        source, destination = (other, self.service) if inbound else (self.service, other)
+        grpc_status = "" if record.grpc_status is None else str(record.grpc_status)
+        counters = [
+            self.instruments.requests.labels(
+                record.direction,
+                source,
+                destination,
+                record.route,
+                str(record.status),
+                record.flags,
+                grpc_status,
+            )
+        ]
+        if record.decision is not None:
+            counters.append(self._bind_decision(record.decision, source))
+        if not inbound and record.trace is not None and not record.trace.remote:
+            counters.append(self.instruments.without_context.labels())
+        bind = self._bind_http if rpc is None else functools.partial(self._bind_rpc, rpc)
+        bound = self._bound[key] = _Bound(tuple(counters), bind(record))
+        return bound
+
+    def _bind_decision(self, decision: Decision, source: str) -> Value:
+        rule = "" if decision.rule is None else str(decision.rule)
+        policy = decision.policy or "none"
+        return self.instruments.decisions.labels(decision_word(decision), policy, rule, source)
+
+    def _bind_http(self, record: ExchangeRecord) -> Histogram | None:
+        method = n.METHODS.get(record.method, n.OTHER)
+        status = str(record.status) if record.status else ""
+        failed = record.status >= 500 or record.status == 0 or (record.reason and record.status < 400)
+        error = (record.reason or status) if failed else ""
+        if record.direction == "inbound":
+            scheme = "https" if record.tls_version else "http"
+            version = n.HTTP_VERSIONS.get(record.version, "")
+            return self.instruments.http_server.labels(method, status, record.route, scheme, version, error)
+        port = split_address(record.upstream_address)[1]
+        return self.instruments.http_client.labels(
+            method, status, record.upstream_name, str(port or ""), error
+        )
+
+    def _bind_rpc(self, rpc: str, record: ExchangeRecord) -> Histogram | None:
+        code = "" if record.grpc_status is None else n.grpc_code(record.grpc_status)
+        if record.direction == "inbound":
+            failed = record.grpc_status is None or record.grpc_status in n.GRPC_SERVER_ERRORS
+            error = (record.reason or code) if failed else ""
+            return self.instruments.rpc_server.labels("grpc", rpc, code, error)
+        error = (record.reason or code) if record.grpc_status != 0 else ""
+        return self.instruments.rpc_client.labels("grpc", rpc, code, error, record.upstream_name)
+
+    # -- what others count --------------------------------------------------------------------------------
+
+    def connection(self, record: ConnectionRecord) -> None:
+        """A connection without exchanges ended: opaque TCP, or refused before one could begin."""
+        if record.kind == "tcp":
+            bytes_total = self.instruments.tcp_bytes
+            bytes_total.labels(record.direction, "received").value += record.bytes_received
+            bytes_total.labels(record.direction, "sent").value += record.bytes_sent
+        if record.decision is not None:
+            source = peer_name(record.peer) if record.direction == "inbound" else self.service
+            self._bind_decision(record.decision, source).value += 1
+        if self._enqueue:
+            self._put(record, bool(record.reason))
+        else:
+            self.recent.append(record)
+
+    def connection_opened(self, direction: str, kind: str) -> None:
+        """``kind``: http1, http2, tcp."""
+        self.instruments.connections.labels(direction, kind).value += 1
+        self.instruments.connections_total.labels(direction, kind).value += 1
+
+    def connection_closed(self, direction: str, kind: str) -> None:
+        self.instruments.connections.labels(direction, kind).value -= 1
+
+    def handshake(self, role: str, result: str) -> None:
+        """``role``: client or server. ``result``: ok or a word of ``proxy.errors.PEER_REASONS``."""
+        self.instruments.handshakes.labels(role, result).value += 1
+
+    def malformed(self, reason: str) -> None:
+        """``reason``: a word of ``proxy.errors.MALFORMED``."""
+        self.instruments.malformed.labels(reason).value += 1
+
+    def limit(self, name: str) -> None:
+        """A limit was hit: its id or name."""
+        self.instruments.limits.labels(name).value += 1
+
+    def svid_expiry(self, timestamp: float) -> None:
+        self.instruments.svid_expiry.labels().value = timestamp
+
+    def svid_renewed(self, result: str) -> None:
+        self.instruments.svid_renewals.labels(result).value += 1
+
+    def config_reloaded(self, generation: int, *, successful: bool, now: float) -> None:
+        """``generation`` is the one in use after the attempt; ``now`` is the wall clock."""
+        self.instruments.generation.labels().value = generation
+        self.instruments.reload_ok.labels().value = int(successful)
+        if successful:
+            self.instruments.reload_time.labels().value = now
+
+    # -- off the hot path ---------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hand queued records to the writer thread until cancelled. Then call ``close``."""
+        if self._writer.exporter is not None:
+            self._writer.exporter.start()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._measure_lag)
+            task_status.started()
+            while True:
+                await self._wake.wait()  # an idle proxy costs nothing
+                with trio.move_on_after(self._interval):
+                    await self._hurry.wait()
+                await self._flush()
+
+    async def _flush(self) -> None:
+        self._wake, self._hurry = trio.Event(), trio.Event()
+        await trio.lowlevel.checkpoint_if_cancelled()  # before the batch is taken, or it would be lost
+        batch = list(self._queue)
+        self._queue.clear()
+        self.recent.extend(batch)
+        # Abandoned on cancel: a blocked sink must not hold up the shutdown. The limiter's token stays with
+        # the thread until it is really done, so two batches never overlap.
+        await trio.to_thread.run_sync(
+            self._writer.consume, batch, abandon_on_cancel=True, limiter=self._one_thread
+        )
+
+    async def _measure_lag(self) -> None:
+        while True:
+            due = trio.current_time() + _LAG_EVERY
+            await trio.sleep_until(due)
+            self._lags.append(trio.current_time() - due)
+
+    def reopen(self) -> None:
+        """Open the access log file anew (USR1, after rotation); the next line goes to the new file."""
+        if self._writer.sink is not None:
+            self._writer.sink.reopen()
+            self._wake.set()  # so that it happens now, not with the next request
+
+    async def close(self, limit: float = 2.0) -> None:
+        """Write what is queued, close files and exporter; ``limit`` seconds at most, cancelled or not."""
+        with trio.move_on_after(limit, shield=True):
+            await self._flush()
+            await trio.to_thread.run_sync(
+                self._writer.close, limit / 2, abandon_on_cancel=True, limiter=self._one_thread
+            )
+
+
+def _shorten(record: ExchangeRecord) -> None:
+    """Bound what a waiting record holds: a full queue of the longest heads would be half a gigabyte."""
+    record.path = record.path[:_LONG]
+    record.user_agent = record.user_agent[:256]
+    record.x_forwarded_for = record.x_forwarded_for[:1024]
+
+
+def _open_store(path: str) -> TraceStore | None:
+    if not path:
+        return None
+    from proxy.observe.store import TraceStore  # sqlite3 costs memory only where it is used
+
+    return TraceStore(path)

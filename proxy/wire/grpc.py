@@ -1,0 +1,2 @@
+# PROTO
+def parse_grpc_timeout(v): return None
