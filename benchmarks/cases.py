@@ -274,13 +274,9 @@ CASES: tuple[Case, ...] = (
     Case("http1-c1", "HTTP/1.1, 1 connection", _requests("http1", 1, 1), "cpu_us", REQUEST),
     Case("http1-c32", "HTTP/1.1, 32 connections", _requests("http1", 32, 1), "cpu_us", REQUEST),
     Case("http2-1x1", "HTTP/2, 1 connection, 1 stream", _requests("http2", 1, 1), "cpu_us", REQUEST),
-    Case(
-        "http2-4x32", "HTTP/2, 4 connections, 32 streams each", _requests("http2", 4, 32), "cpu_us", REQUEST
-    ),
+    Case("http2-4x32", "HTTP/2, 4 connections, 32 streams each", _requests("http2", 4, 32), "cpu_us", REQUEST),
     Case("grpc-unary", "gRPC unary, 4 connections, 32 calls each", _grpc("unary"), "cpu_us", REQUEST),
-    Case(
-        "grpc-stream", "gRPC server streaming, 20 messages a call, 4x32", _grpc("stream"), "cpu_us", REQUEST
-    ),
+    Case("grpc-stream", "gRPC server streaming, 20 messages a call, 4x32", _grpc("stream"), "cpu_us", REQUEST),
     *(
         Case(
             f"{direction}-{version}",

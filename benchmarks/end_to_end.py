@@ -32,12 +32,8 @@ def _names(text: str) -> list[str]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     known = ", ".join(case.name for case in cases.CASES)
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.end_to_end", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="short loads, small bodies, one round: does it work?"
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.end_to_end", description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="short loads, small bodies, one round: does it work?")
     parser.add_argument("--only", type=_names, default=[], metavar="CASE,...", help=f"of: {known}")
     parser.add_argument("--rivals", type=_names, default=[], metavar="NAME,...")
     parser.add_argument("--rounds", type=int, default=None, metavar="N", help="default 3; 1 with --quick")
@@ -47,9 +43,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="send request loads through an Envoy that originates the mTLS, as between two sidecars",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="all samples as JSON")
-    parser.add_argument(
-        "--results", type=Path, metavar="FILE", help="Markdown; default RESULTS.md of a full run"
-    )
+    parser.add_argument("--results", type=Path, metavar="FILE", help="Markdown; default RESULTS.md of a full run")
     options = parser.parse_args(arguments)
     for given, names in ((options.only, known.split(", ")), (options.rivals, [r.name for r in rivals.ALL])):
         for name in given:

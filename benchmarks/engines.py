@@ -108,9 +108,7 @@ class Subject:
 
 
 def _subjects() -> Sequence[Subject]:
-    plain: list[Subject] = [
-        Subject("http1 GET", "proxy.wire.http1", "Http1Server", http1_requests, opening=False)
-    ]
+    plain: list[Subject] = [Subject("http1 GET", "proxy.wire.http1", "Http1Server", http1_requests, opening=False)]
     for engine in ("NgServer", "H2Server"):
         for grpc in (False, True):
             for together in (1, 32):

@@ -60,9 +60,7 @@ class H2load:
             return "h2load is not installed (package nghttp2-client)"
         return None if _compiler() else "no C compiler for h2load_mtls.c"
 
-    def run(
-        self, url: str, arguments: Sequence[str], *, seconds: float, body: int, log: bool = True
-    ) -> Answered:
+    def run(self, url: str, arguments: Sequence[str], *, seconds: float, body: int, log: bool = True) -> Answered:
         """One load. Every answer must be a 2xx and bring ``body`` bytes: a rival that refuses quickly must
         not look fast (a refused gRPC call is a 200 without body)."""
         latencies = self.folder / "latencies.tsv"
@@ -85,15 +83,11 @@ def _compiler() -> str | None:
 
 def _run(command: Sequence[str], seconds: float, environ: dict[str, str] | None = None) -> str:
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=seconds, check=False, env=environ
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, env=environ)
     except subprocess.TimeoutExpired as error:
         raise BenchmarkError(f"{command[0]} was not done after {seconds:g} s") from error
     if done.returncode:
-        raise BenchmarkError(
-            f"{command[0]} failed ({done.returncode}): {done.stderr[-1500:]}{done.stdout[-500:]}"
-        )
+        raise BenchmarkError(f"{command[0]} failed ({done.returncode}): {done.stderr[-1500:]}{done.stdout[-500:]}")
     return done.stdout
 
 

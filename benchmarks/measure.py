@@ -23,6 +23,7 @@ from pathlib import Path
 
 TICK = os.sysconf("SC_CLK_TCK")
 SAMPLE_EVERY = 0.25  # seconds
+SHORT = 0.5  # seconds: below that the ticks are too coarse to say who used the machine
 
 
 def _children(pid: int) -> list[int]:
@@ -109,7 +110,8 @@ def watch(root: int) -> Iterator[Window]:
         window.cpu = tree_cpu(root) - cpu
         window.wall = time.perf_counter() - start
         others = machine_busy() - busy - (tree_cpu(os.getpid()) - ours)
-        window.foreign = max(0.0, others / window.wall / (os.cpu_count() or 1))
+        if window.wall > SHORT:
+            window.foreign = max(0.0, others / window.wall / (os.cpu_count() or 1))
         done.set()
         sampler.join()
         window.pss_peak = max([*window._samples, tree_pss(root)])

@@ -59,9 +59,7 @@ def make_pki(folder: Path) -> Pki:
     return Pki(bundle, *(_svid(folder, name, root, root_key) for name in ("web", "api")))
 
 
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
-) -> x509.CertificateBuilder:
+def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -116,9 +114,7 @@ def _svid(folder: Path, service: str, root: x509.Certificate, root_key: ec.Ellip
             critical=False,
         )
         .add_extension(_san(spiffe_uri(service)), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()), critical=False
-        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()), critical=False)
         .sign(root_key, hashes.SHA256())
     )
     chain_pem = leaf.public_bytes(serialization.Encoding.PEM)

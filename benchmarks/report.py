@@ -112,14 +112,10 @@ def table(case: Case, samples: Mapping[str, Sequence[Numbers]]) -> list[str]:
     rows = [_header(case), *(_row(case, samples, rival) for rival in samples)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
-        "| "
-        + " | ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(pairs))
-        + " |"
+        "| " + " | ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(pairs)) + " |"
         for pairs in (list(zip(row, widths, strict=True)) for row in rows)
     ]
-    rule = (
-        "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    )
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
     return [lines[0], rule, *lines[1:]]
 
 

@@ -81,7 +81,11 @@ class Admin:
     async def serve(self, sock: socket.socket, *, door: str) -> None:
         """Accept on ``sock`` until cancelled. ``door`` is "unix", "loopback" or "probes"."""
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-        await trio.serve_listeners(lambda stream: self._serve_one(stream, door), [listener])
+
+        async def serve_one(stream: trio.SocketStream) -> None:
+            await self._serve_one(stream, door)
+
+        await trio.serve_listeners(serve_one, [listener])
 
     async def _serve_one(self, stream: trio.SocketStream, door: str) -> None:
         if self._open >= _CONNECTIONS:

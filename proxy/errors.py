@@ -6,7 +6,10 @@ log, the span, the metric and the ``x-sidewall-reason`` response header, so that
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from proxy.policy.engine import Decision
 
 # What a peer's bytes can be refused for (flag DPE towards the caller, UPE when the app sent them).
 MALFORMED: Final = frozenset(
@@ -140,9 +143,14 @@ class MalformedResponse(SidewallError):
 
 
 class AccessDenied(SidewallError):
-    """Policy refused the exchange. The decision travels as ``decision`` (set by the policy engine)."""
+    """Policy refused the exchange. ``decision`` says how; ``decision_id`` is what the caller may be told."""
 
     reason = "no_allow_policy_matched"
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(decision.reason, reason=decision.reason)
+        self.decision = decision
+        self.decision_id = ""
 
 
 class RouteNotFound(SidewallError):

@@ -84,7 +84,7 @@ class Worker:
         self.credentials: Credentials | None = None
         self.instance = f"sidewall-{uuid.uuid4().hex[:12]}"
         self.via = f"1.1 {self.instance}".encode()
-        self.rng = random.Random(random.SystemRandom().getrandbits(256))
+        self.rng = random.Random(random.SystemRandom().getrandbits(256))  # noqa: S311 (ids, not secrets)
         self.connections: set[ServerConnection] = set()
         self.splices: set[Splice] = set()
         self.listeners: dict[str, Listener] = {}

@@ -116,6 +116,9 @@ class HttpConnection:
     def on_drained(self) -> None:
         self.touch()
 
+    def on_crash(self, error: Exception) -> None:
+        raise NotImplementedError
+
     # -- reading is held back ---------------------------------------------------------------------------
 
     def hold(self) -> None:

@@ -181,7 +181,7 @@ class Exchange:
     def informational(self, status: int, headers: Headers) -> None:
         self.moved_at = self.server.poller.now
         if not self.response_started:
-            self.server.engine.send_informational(self.stream_id, status, headers)  # type: ignore[attr-defined]
+            self.server.engine.send_informational(self.stream_id, status, headers)
             self.server.touch()
 
     def response_head(self, head: ResponseHead, end: bool) -> None:

@@ -152,7 +152,7 @@ class Poller:
 
     def run(self, action: Callable[[], None]) -> None:
         """Run ``action`` as if an event had called it: output is flushed once, afterwards."""
-        self.now = time.monotonic()
+        self.now = max(self.now, time.monotonic())
         self._dispatching = True
         try:
             action()

@@ -186,9 +186,7 @@ class Stream:
         if self.closed:
             return
         above = self.pending > LOW_WATER
-        if self.pending:
-            self._write_out()
-        if self.closed:
+        if self.pending and not self._write_out():
             return
         self._watch()
         if not self.pending and (self._want_eof or self._closing_until):
@@ -196,7 +194,7 @@ class Stream:
         elif above and self.pending <= LOW_WATER and self.owner is not None:
             self.owner.on_drained()
 
-    def _write_out(self) -> None:
+    def _write_out(self) -> bool:
         out = self._out
         data = out[0] if len(out) == 1 else b"".join(out)
         total = len(data)
@@ -204,11 +202,12 @@ class Stream:
             written = self._write(data)
         except OSError as error:
             self._lose(_words(error))
-            return
+            return False
         if written:
             self.last_write = self.poller.now
         self.pending = total - written
         self._out = [memoryview(data)[written:]] if written < total else []
+        return True
 
     def _write(self, data: bytes | memoryview) -> int:
         try:

@@ -1,19 +1,18 @@
 """The facade: what the rest of the proxy tells about itself, and the price it pays for that.
 
 ``finish`` is called once per exchange by the event loop, so it does three things only: look up the counters
-that belong to this combination of labels, add to them, and append the record to a bounded queue. The lookup
-is one dict access with a tuple of what the labels are made of; making label texts and series happens once per
-combination (``_bind``).
+that belong to this combination of labels, add to them, and put the log line (and, when spans are wanted, the
+record) into a bounded queue. The lookup is one dict access with a tuple of what the labels are made of; label
+texts, series and the constant half of the log line are made once per combination (``_bind``).
 
-``run`` sleeps until the first record comes, waits a moment for company, and hands the batch to one thread
-(``writer.py``) that makes log lines and spans. If the thread is stuck, because a disk or pipe is, the queue
-fills up and records are dropped and counted; traffic never notices. The last quarter of the queue is for
-records of what was refused or failed, so a flood of good requests cannot hide an attack from the log.
+``run`` sleeps until the first line comes, waits a moment for company, and hands the batch to one thread
+(``writer.py``). If the thread is stuck, because a disk or pipe is, the queues fill up and what comes is dropped
+and counted; traffic never notices. The last quarter of a queue is for what was refused or failed, so that a
+flood of good requests cannot hide an attack from the log.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import random
 import sys
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from proxy.observe import names as n
-from proxy.observe.accesslog import JsonLines, Record, Sink, TextLines, parse_filter
+from proxy.observe.accesslog import JsonLines, Record, Sink, TextLines, is_failed, parse_filter
 from proxy.observe.instruments import Instruments
 from proxy.observe.metrics import Histogram, Registry, Value
 from proxy.observe.process import add_process_metrics
@@ -48,11 +47,12 @@ _UNIMPLEMENTED: Final = 12
 class _Bound:
     """The series one combination of labels counts in."""
 
-    __slots__ = ("counters", "duration")
+    __slots__ = ("counters", "duration", "tail")
 
-    def __init__(self, counters: tuple[Value, ...], duration: Histogram | None) -> None:
+    def __init__(self, counters: tuple[Value, ...], duration: Histogram, tail: bytes | None) -> None:
         self.counters = counters
         self.duration = duration
+        self.tail = tail  # the constant half of its log lines
 
 
 class Telemetry:
@@ -103,30 +103,33 @@ class Telemetry:
         self._active_client = self.instruments.active_client.labels()
         self._add_facts(version, openssl)
 
-        self._queue: deque[Record] = deque()
+        self._lines: list[bytes] = []
+        self._records: list[Record] = []
         self._capacity = capacity
         self._ordinary = capacity - capacity // 4
-        self._high_water = min(256, capacity // 8)  # a batch that still fits the processor's cache
+        self._high_water = capacity // 8
         self._interval = interval
-        self._dropped = self.instruments.dropped.labels("records")
-        self._wake = trio.Event()  # there is something in the queue
-        self._hurry = trio.Event()  # there is a lot in the queue
+        self._dropped_lines = self.instruments.dropped.labels("access_log")
+        self._dropped_records = self.instruments.dropped.labels("traces")
+        self._wake = trio.Event()  # something is queued
+        self._hurry = trio.Event()  # a lot is queued
         self._one_thread = trio.CapacityLimiter(1)
         self._lags: deque[float] = deque([0.0], maxlen=15)
 
         if access_log_format not in ("json", "text"):
             raise ValueError(f"access log format {access_log_format!r} is neither json nor text")
+        self._format = JsonLines() if access_log_format == "json" else TextLines()
+        self._keep = parse_filter(access_log_filter)
         self._writer = Writer(
             self.service,
             self._known_rpc,
             self.instruments.dropped,
-            lines=JsonLines() if access_log_format == "json" else TextLines(),
-            keep=parse_filter(access_log_filter),
             exporter=self._make_exporter(env, version),
             store=_open_store(traces_file),
             sink=None if access_log == "off" else Sink(access_log),
         )
-        self._enqueue = self._writer.has_work
+        self._logs = self._writer.sink is not None
+        self._traces = self._writer.store is not None or self._writer.exporter is not None
 
     def _make_exporter(self, env: Mapping[str, str], version: str) -> Exporter | None:
         settings = read_export_settings(env)
@@ -182,7 +185,7 @@ class Telemetry:
             record.reason,
             record.flags,
             None if peer is None else peer.uri,
-            None if decision is None else (decision.allowed, decision.policy, decision.rule),
+            None if decision is None else (decision.allowed, decision.audited, decision.policy, decision.rule),
             record.version,
             record.upstream_name,
             None if inbound else record.upstream_address,
@@ -196,26 +199,42 @@ class Telemetry:
             bound = self._bind(key, record, rpc)
         for counter in bound.counters:
             counter.value += 1
-        duration = bound.duration
-        if duration is not None:
-            seconds = record.ended_at - record.started_at
-            duration.observe(seconds)
-            if trace is not None and trace.sampled:
-                duration.show(trace.trace_id.decode(), seconds, record.started)
+        seconds = record.ended_at - record.started_at
+        bound.duration.observe(seconds)
+        if trace is not None and trace.sampled:
+            bound.duration.show(trace.trace_id.decode(), seconds, record.started)
         if len(record.path) + len(record.user_agent) + len(record.x_forwarded_for) > _LONG:
             _shorten(record)
-        if self._enqueue:
-            self._put(record, bool(record.reason) or record.status >= 500)
-        else:
-            self.recent.append(record)
+        self.recent.append(record)
+        if self._logs:
+            self._put_line(record, bound.tail)
+        if self._traces:
+            self._put_record(record)
 
-    def _put(self, record: Record, important: bool) -> None:
-        queue = self._queue
-        size = len(queue)
-        if size >= self._ordinary and (not important or size >= self._capacity):
-            self._dropped.value += 1
+    def _put_line(self, record: Record, tail: bytes | None) -> None:
+        if self._keep is not None and not self._keep(record):
             return
-        queue.append(record)
+        size = len(self._lines)
+        if size >= self._ordinary and (size >= self._capacity or not is_failed(record)):
+            self._dropped_lines.value += 1
+            return
+        if tail is not None and isinstance(record, ExchangeRecord):
+            self._lines.append(self._format.render_with(tail, record))
+        else:
+            self._lines.append(self._format.render(record))
+        if size == 0:
+            self._wake.set()
+        elif size == self._high_water:
+            self._hurry.set()
+
+    def _put_record(self, record: Record) -> None:
+        if not self._writer.wants(record):
+            return
+        size = len(self._records)
+        if size >= self._ordinary and (size >= self._capacity or not is_failed(record)):
+            self._dropped_records.value += 1
+            return
+        self._records.append(record)
         if size == 0:
             self._wake.set()
         elif size == self._high_water:
@@ -259,8 +278,8 @@ class Telemetry:
             counters.append(self._bind_decision(record.decision, source))
         if not inbound and record.trace is not None and not record.trace.remote:
             counters.append(self.instruments.without_context.labels())
-        bind = self._bind_http if rpc is None else functools.partial(self._bind_rpc, rpc)
-        bound = self._bound[key] = _Bound(tuple(counters), bind(record))
+        duration = self._bind_http(record) if rpc is None else self._bind_rpc(rpc, record)
+        bound = self._bound[key] = _Bound(tuple(counters), duration, self._format.tail(record))
         return bound
 
     def _bind_decision(self, decision: Decision, source: str) -> Value:
@@ -268,7 +287,7 @@ class Telemetry:
         policy = decision.policy or "none"
         return self.instruments.decisions.labels(decision_word(decision), policy, rule, source)
 
-    def _bind_http(self, record: ExchangeRecord) -> Histogram | None:
+    def _bind_http(self, record: ExchangeRecord) -> Histogram:
         method = n.METHODS.get(record.method, n.OTHER)
         status = str(record.status) if record.status else ""
         failed = record.status >= 500 or record.status == 0 or (record.reason and record.status < 400)
@@ -282,7 +301,7 @@ class Telemetry:
             method, status, record.upstream_name, str(port or ""), error
         )
 
-    def _bind_rpc(self, rpc: str, record: ExchangeRecord) -> Histogram | None:
+    def _bind_rpc(self, rpc: str, record: ExchangeRecord) -> Histogram:
         code = "" if record.grpc_status is None else n.grpc_code(record.grpc_status)
         if record.direction == "inbound":
             failed = record.grpc_status is None or record.grpc_status in n.GRPC_SERVER_ERRORS
@@ -302,10 +321,11 @@ class Telemetry:
         if record.decision is not None:
             source = peer_name(record.peer) if record.direction == "inbound" else self.service
             self._bind_decision(record.decision, source).value += 1
-        if self._enqueue:
-            self._put(record, bool(record.reason))
-        else:
-            self.recent.append(record)
+        self.recent.append(record)
+        if self._logs:
+            self._put_line(record, None)
+        if self._traces:
+            self._put_record(record)
 
     def connection_opened(self, direction: str, kind: str) -> None:
         """``kind``: http1, http2, tcp."""
@@ -343,7 +363,7 @@ class Telemetry:
     # -- off the hot path ---------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Hand queued records to the writer thread until cancelled. Then call ``close``."""
+        """Hand what is queued to the writer thread until cancelled. Then call ``close``."""
         if self._writer.exporter is not None:
             self._writer.exporter.start()
         async with trio.open_nursery() as nursery:
@@ -358,13 +378,12 @@ class Telemetry:
     async def _flush(self) -> None:
         self._wake, self._hurry = trio.Event(), trio.Event()
         await trio.lowlevel.checkpoint_if_cancelled()  # before the batch is taken, or it would be lost
-        batch = list(self._queue)
-        self._queue.clear()
-        self.recent.extend(batch)
+        lines, self._lines = self._lines, []
+        records, self._records = self._records, []
         # Abandoned on cancel: a blocked sink must not hold up the shutdown. The limiter's token stays with
         # the thread until it is really done, so two batches never overlap.
         await trio.to_thread.run_sync(
-            self._writer.consume, batch, abandon_on_cancel=True, limiter=self._one_thread
+            self._writer.consume, lines, records, abandon_on_cancel=True, limiter=self._one_thread
         )
 
     async def _measure_lag(self) -> None:

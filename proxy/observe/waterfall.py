@@ -148,10 +148,12 @@ class _Columns:
         self.what = min(max(len(hop.what) for hop in rows), 20 if narrow else 36)
         self.code = min(max(3, *(len(hop.span.code) for hop in rows)), 11 if narrow else 17)
         self.ms = max(5, *(len(_ms(hop.span.duration_ns)) for hop in rows))
-        self.before = self.service + 6 + self.what + 2 + self.code + 2 + self.ms + 3
-        self.note = 0 if narrow else min(max((len(note) for note in notes), default=0), 40)
-        rest = width - self.before - (self.note + 2 if self.note else 0)
-        self.bar = max(12, min(rest, 80))
+        self.before = self.service + 7 + self.what + 2 + self.code + 2 + self.ms + 3
+        rest = width - self.before
+        longest = max((len(note) for note in notes), default=0)
+        self.note = 0 if narrow else max(0, min(longest, rest - 32))  # the bars are the point: they come first
+        self.bar = max(12, min(rest - (self.note + 2 if self.note else 0), 80))
+        self.width = width
 
 
 def render_trace(
@@ -230,10 +232,17 @@ def _row(hop: Hop, note: str, columns: _Columns, style: Style, start: int, total
         code = style.paint(code, _RED)
     bar = _bar(hop, columns.bar, style, start, total)
     line = f"{texts}{code}  {_ms(span.duration_ns):>{columns.ms}}   {bar}"
-    painted = style.paint(note, _RED) if bad else note.replace(style.good, style.paint(style.good, _GREEN), 1)
     if columns.note:
-        return [f"{line}  {painted}" if note else line]
-    return [line, " " * (columns.service + 7) + painted] if note and bad else [line]
+        return [f"{line}  {_paint_note(cut(note, columns.note), bad, style)}" if note else line]
+    indent = columns.service + 7
+    note = cut(note, columns.width - indent)
+    return [line, " " * indent + _paint_note(note, bad, style)] if note and bad else [line]
+
+
+def _paint_note(note: str, bad: bool, style: Style) -> str:
+    if bad:
+        return style.paint(note, _RED)
+    return note.replace(style.good, style.paint(style.good, _GREEN), 1)
 
 
 def _bar(hop: Hop, width: int, style: Style, start: int, total: int) -> str:
@@ -283,7 +292,9 @@ def _note(hop: Hop, style: Style) -> str:
         words = [str(source.attributes.get(n.ERROR_TYPE, "failed")).replace("_", " ")]
         if span.flags:
             words.append(f"({span.flags})")
-        return clean(" ".join([style.bad, *words, *_tries(hop)]))
+        words += _tries(hop)
+        # A bare code says nothing that its column does not say.
+        return "" if words in ([span.code], ["failed"]) else clean(" ".join([style.bad, *words]))
     words = [*_waits(hop), *_tries(hop)]
     if span.policy:
         words.insert(0, f"{style.good} {_rule(span)}")

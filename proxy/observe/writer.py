@@ -1,11 +1,11 @@
-"""What the telemetry thread does with a batch of finished records: log lines, spans, map.
+"""What the telemetry thread does: write the lines, build spans and hand them on, keep the map.
 
-The thread shares the interpreter with the event loop. Whenever the loop lets go of it (every system call
-does) this thread may take it and, being busy, keep it for the switch interval of 5 ms; a request would wait
-that long. So a batch is worked off a few records at a time, with a real sleep in between: the loop never
-waits for more than one portion.
+The thread shares the interpreter with the event loop. Whenever the loop lets go of it (every system call does)
+this thread may take it and, being busy, keep it for the switch interval of 5 ms; a request would wait that
+long. Writing lines lets go at once. Spans are built a few records at a time, with a real sleep in between: the
+loop never waits for more than one portion.
 
-Nothing here may raise: a line that cannot be made or written is counted and lost, and the next one is tried.
+Nothing here may raise: what cannot be written is counted and lost, and the next batch is tried.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from proxy.observe.accesslog import Filter, JsonLines, Record, Sink, is_denied, is_failed, show_text
+from proxy.observe.accesslog import Record, Sink, is_denied, is_failed, show_text
 from proxy.observe.metrics import Counter
 from proxy.observe.record import ConnectionRecord, ExchangeRecord
 from proxy.observe.spans import Span, build_spans, decision_word, peer_name
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PORTION: Final = 32  # records between two pauses: about 150 us
+_PORTION: Final = 16  # records between two pauses: about 250 us
 _PAUSE: Final = 0.00005  # seconds; longer than the loop needs to wake up and take the interpreter
 _COMPLAIN_EVERY: Final = 60.0
 
@@ -40,57 +40,40 @@ class Writer:
         known_rpc: Mapping[bytes, str],
         dropped: Counter,
         *,
-        lines: JsonLines | None = None,
         sink: Sink | None = None,
-        keep: Filter | None = None,
         store: TraceStore | None = None,
         exporter: Exporter | None = None,
         budget: Budget | None = None,
     ) -> None:
-        """``keep`` filters the access log only; None keeps all. ``service`` is ours, "ns/name"."""
+        """``service`` is ours, "ns/name"; ``known_rpc`` is read while its owner adds to it."""
         self.service = service
         self.sink = sink
         self.store = store
         self.exporter = exporter
         self._known_rpc = known_rpc
-        self._lines = lines or JsonLines()
-        self._keep = keep
         self._budget = budget or Budget(10.0, 50.0)
         self._lost_lines = dropped.labels("access_log_write")
         self._lost_spans = dropped.labels("trace_store")
         self._complained: dict[str, float] = {}
 
-    @property
-    def has_work(self) -> bool:
-        """Whether records are wanted at all."""
-        return self.sink is not None or self.store is not None or self.exporter is not None
+    def wants(self, record: Record) -> bool:
+        """Whether ``consume`` has a use for this record: the store maps all, the exporter takes the sampled."""
+        if self.store is not None:
+            return True
+        return isinstance(record, ExchangeRecord) and record.trace is not None and record.trace.sampled
 
-    def consume(self, batch: Sequence[Record]) -> None:
-        """Write everything a batch asks for. May block on disk or pipe; never raises."""
-        lines: list[bytes] = []
-        spans: list[Span] = []
-        for at in range(0, len(batch), _PORTION):
-            if at:
-                time.sleep(_PAUSE)
-            portion = batch[at : at + _PORTION]
-            if self.sink is not None:
-                self._add_lines(lines, portion)
-            if self.store is not None or self.exporter is not None:
-                self._add_spans(spans, portion)
+    def consume(self, lines: Sequence[bytes], batch: Sequence[Record]) -> None:
+        """Write everything. May block on disk or pipe; never raises."""
         self._write_lines(lines)
-        self._write_spans(spans, batch)
+        if batch:
+            spans: list[Span] = []
+            for at in range(0, len(batch), _PORTION):
+                if at:
+                    time.sleep(_PAUSE)
+                self._add_spans(spans, batch[at : at + _PORTION])
+            self._write_spans(spans, batch)
 
-    def _add_lines(self, lines: list[bytes], portion: Sequence[Record]) -> None:
-        render, keep = self._lines.render, self._keep
-        for record in portion:
-            try:
-                if keep is None or keep(record):
-                    lines.append(render(record))
-            except Exception as error:
-                self._lost_lines.value += 1
-                self._complain("access log line", error)
-
-    def _write_lines(self, lines: list[bytes]) -> None:
+    def _write_lines(self, lines: Sequence[bytes]) -> None:
         if self.sink is None:
             return
         try:

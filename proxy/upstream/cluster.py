@@ -195,7 +195,7 @@ class Cluster:
                 return
         Dial(
             self.poller,
-            endpoint.address,  # type: ignore[attr-defined]
+            endpoint.address,
             deadline=self.poller.now + self.settings.connect_timeout,
             done=done,
             failed=failed,

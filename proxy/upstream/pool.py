@@ -8,7 +8,6 @@ for all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from identity.svid import PeerIdentity
@@ -16,6 +15,7 @@ from proxy.errors import ConnectFailed, Overflow, SidewallError
 from proxy.http.client import ClientConnection, ClientEngine
 from proxy.http.exchange import Exchange
 from proxy.net.dial import Connected, Refused
+from proxy.net.listener import Address
 from proxy.net.stream import Stream
 
 _ATTEMPTS = 3  # connection attempts per exchange, over all endpoints
@@ -24,9 +24,13 @@ _ATTEMPTS = 3  # connection attempts per exchange, over all endpoints
 class Dialling(Protocol):
     """What a pool needs of its cluster."""
 
-    max_connections: int
-    max_pending: int
-    max_requests_per_connection: int
+    @property
+    def max_connections(self) -> int: ...
+    @property
+    def max_pending(self) -> int: ...
+    @property
+    def max_requests_per_connection(self) -> int: ...
+
     connections: int
     waiting: int
 
@@ -41,6 +45,7 @@ class Holder(Protocol):
     active: int
     text: str
     gone: bool
+    address: Address
 
     def failed(self) -> None: ...
     def succeeded(self) -> None: ...
@@ -212,5 +217,3 @@ class Pool:
         for connection in self.all():
             connection.drain()
 
-
-MakeEngine = Callable[[], ClientEngine]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
 from typing import Any
 
 from identity.spiffe import SpiffeId
 from identity.svid import PeerIdentity
 from proxy.observe.propagation import TraceContext, start_trace
 from proxy.observe.record import ConnectionRecord, ExchangeRecord
+from proxy.policy.engine import Decision
 
 STARTED = 1_795_685_172.240  # 2026-11-26T09:26:12.240Z
 
@@ -29,17 +29,11 @@ def peer(name: str = "shop/web") -> PeerIdentity:
     )
 
 
-def decision(allowed: bool = True, **changes: Any) -> Any:
-    """What ``proxy.policy.engine.Decision`` looks like from here."""
-    facts: dict[str, Any] = {
-        "allowed": allowed,
-        "reason": "" if allowed else "no_allow_policy_matched",
-        "policy": "shop/allow-web" if allowed else None,
-        "rule": 0 if allowed else None,
-        "nearest": None,
-        "audited": False,
-    }
-    return SimpleNamespace(**{**facts, **changes})
+def decision(allowed: bool = True, **changes: Any) -> Decision:
+    """Allowed by shop/allow-web rule 0, or denied because nothing allowed it."""
+    reason = "" if allowed else "no_allow_policy_matched"
+    named: dict[str, Any] = {"policy": "shop/allow-web", "rule": 0} if allowed else {}
+    return Decision(allowed, **{"reason": reason, **named, **changes})
 
 
 def trace(

@@ -120,7 +120,8 @@ def test_a_grpc_status_is_a_number() -> None:
     ],
 )
 def test_wire_bytes_cannot_forge_a_line(name: str, value: bytes, shown: str) -> None:
-    raw = JsonLines().render(exchange(**{name: value}))
+    changes: dict[str, Any] = {name: value}
+    raw = JsonLines().render(exchange(**changes))
     assert all(32 <= byte < 128 for byte in raw[:-1])
     assert orjson.loads(raw)[name] == shown
 

@@ -107,7 +107,7 @@ def test_exemplars_stand_beside_their_bucket_in_openmetrics_only() -> None:
     series = registry.histogram("x_seconds", "X.", "a").labels("1")
     series.observe(0.02)
     series.show("4bf92f35", 0.02, 1795685172.24)
-    families = list(parse_openmetrics(render_prometheus(registry, openmetrics=True)))
+    families = list(parse_openmetrics(render_prometheus(registry, openmetrics=True)))  # type: ignore[no-untyped-call]
     exemplars = {s.labels["le"]: s.exemplar for f in families for s in f.samples if s.exemplar}
     assert list(exemplars) == ["0.025"]
     assert exemplars["0.025"].labels == {"trace_id": "4bf92f35"}

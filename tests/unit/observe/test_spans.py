@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -147,7 +148,7 @@ def test_an_unknown_method_is_other_and_makes_no_name() -> None:
     ],
 )
 def test_status_follows_the_conventions(
-    changes: dict[str, object], server: str, client: str, error: str | None
+    changes: dict[str, Any], server: str, client: str, error: str | None
 ) -> None:
     spans = pair(exchange(**changes))
     assert (spans[0].status, spans[1].status) == (server, client)

@@ -61,7 +61,8 @@ def orders() -> list[Span]:
 def refused() -> list[Span]:
     first = trace(seed=5)
     web = exchange("outbound", method=b"DELETE", seconds=0.0031, trace=first, status=403)
-    api = denied(method=b"DELETE", path=b"/orders/17", at=0.001, seconds=0.0004, trace=trace(seed=6, parent=first))
+    inner = trace(seed=6, parent=first)
+    api = denied(method=b"DELETE", path=b"/orders/17", at=0.001, seconds=0.0004, trace=inner)
     return build_spans(web, "shop/web", KNOWN) + build_spans(api, "shop/api", KNOWN)
 
 
@@ -140,7 +141,8 @@ def test_spans_that_are_each_others_parents_are_still_shown() -> None:
 
 def test_spans_of_apps_have_rows_of_their_own() -> None:
     spans = orders()
-    app = Span(spans[0].trace_id, "f" * 16, spans[3].span_id, "INTERNAL", spans[3].start_ns + 10**6, 5 * 10**6)
+    below = spans[3]
+    app = Span(below.trace_id, "f" * 16, below.span_id, "INTERNAL", below.start_ns + 10**6, 5 * 10**6)
     app.service, app.name = "shop/api", "load cart"
     text = render_trace([*spans, app], width=140)
     assert "load cart" in text
@@ -170,7 +172,7 @@ def test_tap_lines_have_fixed_columns() -> None:
     records = [
         exchange(seconds=0.0124),
         denied(peer=peer("shop/cart")),
-        grpc("outbound", grpc_status=14, reason="upstream_connect_failed", flags="UF", upstream_peer=None, seconds=2.0),
+        grpc("outbound", grpc_status=14, reason="dns_failed", flags="DF", upstream_peer=None, seconds=2.0),
     ]
     text = "\n".join(render_tap(fields(record), "shop/api") for record in records) + "\n"
     golden("tap_utf8.txt", text)
