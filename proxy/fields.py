@@ -82,6 +82,12 @@ def _take(out: Sorted, attribute: str, value: bytes) -> None:
 
 def new_request_id(rng: random.Random) -> bytes:
     """A random UUID (version 4) as text."""
-    text = f"{rng.getrandbits(128):032x}"
-    variant = "89ab"[int(text[16], 16) & 3]
-    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{variant}{text[17:20]}-{text[20:]}".encode("ascii")
+    bits = rng.getrandbits(122)
+    variant = 0x8000 | bits & 0x3FFF
+    return b"%08x-%04x-4%03x-%04x-%012x" % (
+        bits >> 90,
+        bits >> 74 & 0xFFFF,
+        bits >> 62 & 0xFFF,
+        variant,
+        bits >> 14 & 0xFFFFFFFFFFFF,
+    )

@@ -119,7 +119,8 @@ class ClientConnection(HttpConnection):
         if self.exchanges.pop(exchange.up_id, None) is None:
             return
         self.last_active = self.poller.now
-        self.touch()
+        if self.draining or self.engine.must_close:
+            self.touch()
         self.pool.released(self, exchange)
 
     # -- events -------------------------------------------------------------------------------------------
@@ -133,7 +134,8 @@ class ClientConnection(HttpConnection):
     def _dispatch(self, events: list[Event]) -> None:
         for event in events:
             _HANDLERS[type(event)](self, event)
-        self.touch()
+        if self.engine.version == 20 or self.engine.must_close:
+            self.touch()  # HTTP/2 answers many frames by itself; HTTP/1.1 writes only what it was told to
 
     def _on_response(self, event: ResponseReceived) -> None:
         exchange = self.exchanges.get(event.stream_id)

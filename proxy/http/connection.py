@@ -89,7 +89,9 @@ class HttpConnection:
         if self.stream.pending < HIGH_WATER:
             data = self.engine.take()
             if data:
-                self.stream.send(data)
+                self.stream.push(data)
+                if self.closed:
+                    return
         if self.blocked:
             self._unblock()
         self.after_flush()

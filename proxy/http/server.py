@@ -165,7 +165,8 @@ class ServerConnection(HttpConnection):
     def _dispatch(self, events: list[Event]) -> None:
         for event in events:
             _HANDLERS[type(event)](self, event)
-        self.touch()
+        if self.engine.version == 20 or self.engine.must_close:
+            self.touch()  # HTTP/2 answers many frames by itself; HTTP/1.1 writes only what it was told to
 
     def _note_head(self) -> None:
         # T-2 counts from the first byte of a head (or of a header block) to its end, however slowly it drips.

@@ -173,6 +173,16 @@ class Stream:
             self._queued = True
             self.poller.mark_dirty(self)
 
+    def push(self, data: bytes) -> None:
+        """Queue ``data`` and write at once what the kernel takes: for owners that are being flushed already."""
+        if self.pending or self.closed or self._closing_until:
+            self.send(data)
+            return
+        self.pending = len(data)
+        self._out.append(data)
+        if self._write_out() and self.pending:
+            self._watch()
+
     def send_eof(self) -> None:
         """Half-close after everything queued was written."""
         self._want_eof = True

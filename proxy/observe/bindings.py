@@ -51,7 +51,9 @@ class KnownMethods(dict[bytes, str]):
         return method
 
 
-def bind(instruments: Instruments, service: str, record: ExchangeRecord, rpc: str | None, tail: bytes | None) -> Bound:
+def bind(
+    instruments: Instruments, service: str, record: ExchangeRecord, rpc: str | None, tail: bytes | None
+) -> Bound:
     """``service`` is ours, "ns/name"; ``rpc`` is the method's name of a gRPC exchange, None for others."""
     inbound = record.direction == "inbound"
     peer = record.peer if inbound else record.upstream_peer

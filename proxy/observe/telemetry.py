@@ -13,6 +13,7 @@ flood of good requests cannot hide an attack from the log.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import sys
@@ -23,36 +24,25 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from proxy.observe import names as n
-from proxy.observe.accesslog import JsonLines, Record, Sink, TextLines, is_failed, parse_filter
+from proxy.observe.accesslog import Filter, JsonLines, Record, Sink, TextLines, is_failed, parse_filter
+from proxy.observe.bindings import Bound, KnownMethods, bind, bind_decision
 from proxy.observe.instruments import Instruments
-from proxy.observe.metrics import Histogram, Registry, Value
+from proxy.observe.metrics import Registry
 from proxy.observe.process import add_process_metrics
 from proxy.observe.propagation import TraceContext, start_trace
 from proxy.observe.record import ConnectionRecord, ExchangeRecord
-from proxy.observe.spans import decision_word, peer_name, split_address
+from proxy.observe.spans import peer_name
 from proxy.observe.tracing import Exporter, read_export_settings, read_resource, read_sampler
 from proxy.observe.writer import Writer
 
 if TYPE_CHECKING:
     from proxy.observe.store import TraceStore
-    from proxy.policy.engine import Decision
+
+log = logging.getLogger(__name__)
 
 _BINDINGS: Final = 4096  # combinations remembered; when more come, all are looked up anew
-_KNOWN_RPC: Final = 1000
 _LONG: Final = 4096  # bytes of peer-chosen text a queued record may hold
 _LAG_EVERY: Final = 1.0
-_UNIMPLEMENTED: Final = 12
-
-
-class _Bound:
-    """The series one combination of labels counts in."""
-
-    __slots__ = ("counters", "duration", "tail")
-
-    def __init__(self, counters: tuple[Value, ...], duration: Histogram, tail: bytes | None) -> None:
-        self.counters = counters
-        self.duration = duration
-        self.tail = tail  # the constant half of its log lines
 
 
 class Telemetry:
@@ -97,29 +87,11 @@ class Telemetry:
         name, space = self.resource.get(n.SERVICE_NAME, service), self.resource.get(n.SERVICE_NAMESPACE, "")
         self.service = f"{space}/{name}" if space else name
         self.recent: deque[Record] = deque(maxlen=keep)
-        self._known_rpc: dict[bytes, str] = {}
-        self._bound: dict[tuple[object, ...], _Bound] = {}
-        self._active_server = self.instruments.active_server.labels()
-        self._active_client = self.instruments.active_client.labels()
+        self._known_rpc = KnownMethods()
+        self._bound: dict[tuple[object, ...], Bound] = {}
         self._add_facts(version, openssl)
-
-        self._lines: list[bytes] = []
-        self._records: list[Record] = []
-        self._capacity = capacity
-        self._ordinary = capacity - capacity // 4
-        self._high_water = capacity // 8
-        self._interval = interval
-        self._dropped_lines = self.instruments.dropped.labels("access_log")
-        self._dropped_records = self.instruments.dropped.labels("traces")
-        self._wake = trio.Event()  # something is queued
-        self._hurry = trio.Event()  # a lot is queued
-        self._one_thread = trio.CapacityLimiter(1)
-        self._lags: deque[float] = deque([0.0], maxlen=15)
-
-        if access_log_format not in ("json", "text"):
-            raise ValueError(f"access log format {access_log_format!r} is neither json nor text")
-        self._format = JsonLines() if access_log_format == "json" else TextLines()
-        self._keep = parse_filter(access_log_filter)
+        self._set_up_queues(capacity, interval)
+        self._set_up_format(access_log_format, access_log_filter)
         self._writer = Writer(
             self.service,
             self._known_rpc,
@@ -130,6 +102,25 @@ class Telemetry:
         )
         self._logs = self._writer.sink is not None
         self._traces = self._writer.store is not None or self._writer.exporter is not None
+
+    def _set_up_queues(self, capacity: int, interval: float) -> None:
+        self._lines: list[bytes] = []
+        self._records: list[Record] = []
+        self._capacity = capacity  # of each
+        self._ordinary = capacity - capacity // 4
+        self._high_water = capacity // 8
+        self._interval = interval
+        self._dropped_lines = self.instruments.dropped.labels("access_log")
+        self._dropped_records = self.instruments.dropped.labels("traces")
+        self._wake = trio.Event()  # something is queued
+        self._hurry = trio.Event()  # a lot is queued
+        self._one_thread = trio.CapacityLimiter(1)
+
+    def _set_up_format(self, name: str, choice: str) -> None:
+        if name not in ("json", "text"):
+            raise ValueError(f"access log format {name!r} is neither json nor text")
+        self._format = JsonLines() if name == "json" else TextLines()
+        self._keep: Filter | None = parse_filter(choice)
 
     def _make_exporter(self, env: Mapping[str, str], version: str) -> Exporter | None:
         settings = read_export_settings(env)
@@ -142,6 +133,9 @@ class Telemetry:
         )
 
     def _add_facts(self, version: str, openssl: str) -> None:
+        self._active_server = self.instruments.active_server.labels()
+        self._active_client = self.instruments.active_client.labels()
+        self._lags: deque[float] = deque([0.0], maxlen=15)
         add_process_metrics(self.registry)
         python = ".".join(map(str, sys.version_info[:3]))
         self.instruments.build.labels(version, python, openssl).value = 1
@@ -176,7 +170,7 @@ class Telemetry:
             self._active_client.value -= 1
         decision = record.decision
         trace = record.trace
-        rpc = self._rpc_method(record) if record.is_grpc else None
+        rpc = self._known_rpc.name(record) if record.is_grpc else None
         key = (
             record.direction,
             n.METHODS.get(record.method),
@@ -218,14 +212,17 @@ class Telemetry:
         if size >= self._ordinary and (size >= self._capacity or not is_failed(record)):
             self._dropped_lines.value += 1
             return
-        if tail is not None and isinstance(record, ExchangeRecord):
-            self._lines.append(self._format.render_with(tail, record))
-        else:
-            self._lines.append(self._format.render(record))
-        if size == 0:
-            self._wake.set()
-        elif size == self._high_water:
-            self._hurry.set()
+        try:
+            if tail is not None and isinstance(record, ExchangeRecord):
+                line = self._format.render_with(tail, record)
+            else:
+                line = self._format.render(record)
+        except Exception:  # our own mistake in a record; it must not cost a connection
+            self._dropped_lines.value += 1
+            log.exception("an access log line cannot be made")
+            return
+        self._lines.append(line)
+        self._wake_up(size)
 
     def _put_record(self, record: Record) -> None:
         if not self._writer.wants(record):
@@ -235,80 +232,21 @@ class Telemetry:
             self._dropped_records.value += 1
             return
         self._records.append(record)
+        self._wake_up(size)
+
+    def _wake_up(self, size: int) -> None:
+        """``size`` is what waited before."""
         if size == 0:
             self._wake.set()
         elif size == self._high_water:
             self._hurry.set()
 
-    def _rpc_method(self, record: ExchangeRecord) -> str:
-        """The name of a gRPC method that was answered before, else ``_OTHER``: callers invent no series."""
-        path = record.path
-        known = self._known_rpc.get(path)
-        if known is not None:
-            return known
-        answered = record.grpc_status is not None and record.first_byte_at and not record.reason
-        exists = answered and record.grpc_status != _UNIMPLEMENTED
-        if not exists or len(self._known_rpc) >= _KNOWN_RPC or len(path) > 256:
-            return n.OTHER
-        method = self._known_rpc[path] = path[1:].decode("ascii", "backslashreplace")
-        return method
-
-    # -- binding labels, once per combination -------------------------------------------------------------
-
-    def _bind(self, key: tuple[object, ...], record: ExchangeRecord, rpc: str | None) -> _Bound:
+    def _bind(self, key: tuple[object, ...], record: ExchangeRecord, rpc: str | None) -> Bound:
         if len(self._bound) >= _BINDINGS:
             self._bound.clear()  # the series stay; only the short cut to them is made anew
-        inbound = record.direction == "inbound"
-        peer = record.peer if inbound else record.upstream_peer
-        other = peer_name(peer) if inbound or peer is not None else record.upstream_name or "unknown"
-        source, destination = (other, self.service) if inbound else (self.service, other)
-        grpc_status = "" if record.grpc_status is None else str(record.grpc_status)
-        counters = [
-            self.instruments.requests.labels(
-                record.direction,
-                source,
-                destination,
-                record.route,
-                str(record.status),
-                record.flags,
-                grpc_status,
-            )
-        ]
-        if record.decision is not None:
-            counters.append(self._bind_decision(record.decision, source))
-        if not inbound and record.trace is not None and not record.trace.remote:
-            counters.append(self.instruments.without_context.labels())
-        duration = self._bind_http(record) if rpc is None else self._bind_rpc(rpc, record)
-        bound = self._bound[key] = _Bound(tuple(counters), duration, self._format.tail(record))
+        tail = self._format.tail(record) if self._logs else None
+        bound = self._bound[key] = bind(self.instruments, self.service, record, rpc, tail)
         return bound
-
-    def _bind_decision(self, decision: Decision, source: str) -> Value:
-        rule = "" if decision.rule is None else str(decision.rule)
-        policy = decision.policy or "none"
-        return self.instruments.decisions.labels(decision_word(decision), policy, rule, source)
-
-    def _bind_http(self, record: ExchangeRecord) -> Histogram:
-        method = n.METHODS.get(record.method, n.OTHER)
-        status = str(record.status) if record.status else ""
-        failed = record.status >= 500 or record.status == 0 or (record.reason and record.status < 400)
-        error = (record.reason or status) if failed else ""
-        if record.direction == "inbound":
-            scheme = "https" if record.tls_version else "http"
-            version = n.HTTP_VERSIONS.get(record.version, "")
-            return self.instruments.http_server.labels(method, status, record.route, scheme, version, error)
-        port = split_address(record.upstream_address)[1]
-        return self.instruments.http_client.labels(
-            method, status, record.upstream_name, str(port or ""), error
-        )
-
-    def _bind_rpc(self, rpc: str, record: ExchangeRecord) -> Histogram:
-        code = "" if record.grpc_status is None else n.grpc_code(record.grpc_status)
-        if record.direction == "inbound":
-            failed = record.grpc_status is None or record.grpc_status in n.GRPC_SERVER_ERRORS
-            error = (record.reason or code) if failed else ""
-            return self.instruments.rpc_server.labels("grpc", rpc, code, error)
-        error = (record.reason or code) if record.grpc_status != 0 else ""
-        return self.instruments.rpc_client.labels("grpc", rpc, code, error, record.upstream_name)
 
     # -- what others count --------------------------------------------------------------------------------
 
@@ -320,7 +258,7 @@ class Telemetry:
             bytes_total.labels(record.direction, "sent").value += record.bytes_sent
         if record.decision is not None:
             source = peer_name(record.peer) if record.direction == "inbound" else self.service
-            self._bind_decision(record.decision, source).value += 1
+            bind_decision(self.instruments, record.decision, source).value += 1
         self.recent.append(record)
         if self._logs:
             self._put_line(record, None)

@@ -25,6 +25,9 @@ from config.resources.authorization import Action, AuthorizationPolicy, Clause, 
 from proxy.policy.facts import HTTP, AccessRequest, fold, wire_text
 from proxy.policy.match import Globs, Key, PatternIndex, Ports, Strings
 
+FROM: Final = "from.source"
+TO: Final = "to.operation"
+
 _SMALL: Final = 4  # so many rules are tried one by one rather than looked up
 _WIDEST: Final = 1024  # entries one rule may take in the tables; beyond, it is found by its source alone
 
@@ -70,7 +73,7 @@ class Test:
         if kind is None:  # the parser refuses it; here it must not become a rule that is wider than written
             raise ValueError(f"{clause.field} is not supported")
         self.clause = clause
-        self.side = side  # "from.source" or "to.operation", for people
+        self.side = side  # FROM or TO
         self.fact = clause.fact
         self.negative = clause.is_negative
         self.patterns = kind.compile(clause.values)
@@ -115,6 +118,12 @@ class CompiledRule:
     def misses(self, request: AccessRequest) -> list[Test]:
         """The clauses that fail in the source and in the operation that come nearest. Empty: it matches."""
         return _fewest(self.sources, request) + _fewest(self.operations, request)
+
+    def distance(self, request: AccessRequest) -> tuple[bool, int, int]:
+        """Orders rules by how near they come. A rule about other callers is farther than any about this one: to
+        let one more caller in is the greater change."""
+        misses = self.misses(request)
+        return bool(misses) and misses[0].side == FROM, len(misses), self.rank
 
     @property
     def tests(self) -> Iterator[Test]:
@@ -161,8 +170,8 @@ def _compile_rule(
 ) -> CompiledRule | None:
     if protocol != HTTP and policy.action == Action.ALLOW and http_fields(rule):
         return None
-    sources = _compile_side(rule.sources, "from.source", protocol)
-    operations = _compile_side(rule.operations, "to.operation", protocol)
+    sources = _compile_side(rule.sources, FROM, protocol)
+    operations = _compile_side(rule.operations, TO, protocol)
     return CompiledRule(policy, index, sources, operations)
 
 

@@ -58,7 +58,7 @@ NO_ALLOW: Final = "no_allow_policy_matched"
 DENIED: Final = "deny_policy_matched"
 FAILED: Final = "authorization_failed"
 
-_NEAR: Final = 64  # rules looked at for `nearest`, so that a denial costs a bounded time
+_NEAR: Final = 32  # rules looked at for `nearest`, so that a denial costs a bounded time
 
 
 class Decision:
@@ -92,7 +92,7 @@ class Decision:
     def nearest(self) -> str | None:
         """The ALLOW rule that came nearest and its first failing clause: ``shop/allow-web#0:methods``.
 
-        None when a rule matched or none exists. Looked for when first asked, never in more than 64 rules."""
+        None when a rule matched or none exists. Looked for when first asked, never in more than 32 rules."""
         found = self._nearest
         if callable(found):
             try:
@@ -248,11 +248,11 @@ def _judge(policies: CompiledPolicies, request: AccessRequest) -> Decision:
 def nearest_miss(
     policies: CompiledPolicies, request: AccessRequest, limit: int | None = None
 ) -> CompiledRule | None:
-    """The ALLOW rule that matches ``request`` but for the fewest clauses (the first such by rank); None when there
-    is none that could match on its protocol. With a ``limit`` only so many rules are looked at."""
+    """The ALLOW rule that matches ``request`` but for the fewest clauses, those about the caller before all others;
+    None when there is none that could match on its protocol. With a ``limit`` only so many rules are looked at."""
     table = policies.tables[request.protocol][Action.ALLOW]
     rules = table.rules if limit is None else table.near(request, limit)
-    return min(rules, key=lambda rule: (len(rule.misses(request)), rule.rank), default=None)
+    return min(rules, key=lambda rule: rule.distance(request), default=None)
 
 
 def _nearest(policies: CompiledPolicies, request: AccessRequest) -> str | None:

@@ -289,6 +289,19 @@ async def test_failing_disks_are_counted_and_said_once(
     await made.close()
 
 
+async def test_a_record_that_cannot_be_rendered_loses_only_its_own_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "access.log"
+    made = telemetry(access_log=str(path))
+    made.finish(exchange())
+    made.finish(exchange(request_id=object()))
+    made.finish(exchange())
+    await made.close()
+    assert path.read_bytes().count(b"\n") == 2
+    assert "access log line cannot be made" in caplog.text
+
+
 async def test_a_full_queue_of_records_drops_good_ones_first(tmp_path: Path) -> None:
     made = telemetry(traces_file=str(tmp_path / "traces.db"), capacity=8)
     for _ in range(10):
