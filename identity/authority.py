@@ -179,9 +179,7 @@ def sign_svid(
     """Issue an X509-SVID: build, sign, check. Gives the chain as it is presented: leaf, then intermediates.
 
     ``now``: aware. ``ttl`` from MIN_TTL to MAX_TTL, cut at the authority's end. Raises IssueError."""
-    builder = build_svid(
-        authority, spiffe_id, public_key, now=now, rng=rng, ttl=ttl, dns_names=dns_names
-    )
+    builder = build_svid(authority, spiffe_id, public_key, now=now, rng=rng, ttl=ttl, dns_names=dns_names)
     leaf = sign(builder, authority.key)
     check_issued(leaf, authority, spiffe_id, public_key, now=now, ttl=ttl)
     return (leaf, *authority.chain)
@@ -305,9 +303,7 @@ def issue(
 ) -> X509Svid:
     """A new key with its SVID, checked against the bundle that peers hold. Raises IssueError."""
     key = new_key()
-    chain = sign_svid(
-        authority, spiffe_id, key.public_key(), now=now, rng=rng, ttl=ttl, dns_names=dns_names
-    )
+    chain = sign_svid(authority, spiffe_id, key.public_key(), now=now, rng=rng, ttl=ttl, dns_names=dns_names)
     svid = X509Svid(spiffe_id, chain, key)
     try:
         check_own_svid(svid, bundle, now=now)
@@ -319,9 +315,7 @@ def issue(
 # -- parts --------------------------------------------------------------------------------------------------
 
 
-def _dated(
-    builder: x509.CertificateBuilder, not_before: datetime, not_after: datetime
-) -> x509.CertificateBuilder:
+def _dated(builder: x509.CertificateBuilder, not_before: datetime, not_after: datetime) -> x509.CertificateBuilder:
     """Certificates count whole seconds: both ends are rounded so that neither is later than asked."""
     if not_after.replace(microsecond=0) <= not_before:
         raise IssueError(f"the authority ends at {not_after}")

@@ -100,9 +100,7 @@ def create_ca(
     make_private_folder(path, must_be_empty=True)
     root_key, issuing_key = authority.new_key(root_curve), authority.new_key()
     root = authority.create_root(trust_domain, root_key, now=now, rng=rng)
-    issuing = authority.create_issuing(
-        root, root_key, trust_domain, issuing_key.public_key(), now=now, rng=rng
-    )
+    issuing = authority.create_issuing(root, root_key, trust_domain, issuing_key.public_key(), now=now, rng=rng)
     facts = {"trust_domain": trust_domain, "created": now.isoformat(timespec="seconds")}
     for name, data in (
         ("root.key", key_pem(root_key)),
@@ -316,5 +314,3 @@ def key_pem(key: PrivateKey) -> bytes:
 
 def certificates_pem(certificates: Sequence[x509.Certificate]) -> bytes:
     return b"".join(cert.public_bytes(Encoding.PEM) for cert in certificates)
-
-

@@ -113,7 +113,7 @@ class _Source:
         self._expiry = _Expiry(on_event)
         self._poked = trio.Event()
         self._failures = 0
-        self._last_refusal = ""
+        self._last_refusal: str | None = None
 
     def poke(self) -> None:
         """Look now, not only when the wait is over. May be called from any task of trio's thread."""
@@ -132,7 +132,7 @@ class _Source:
 
     def _publish(self, live: LiveContext, context: X509Context, since: float) -> None:
         self._failures = 0
-        self._last_refusal = ""
+        self._last_refusal = None
         self._expiry.begin(since)
         live.set(context)
         serial = f"{context.svid.leaf.serial_number:x}"
@@ -147,8 +147,8 @@ class _Source:
         else:
             problem = str(error) if isinstance(error, IssueError) else repr(error)
             facts = {"path": os.fspath(path), "problem": problem, "hint": "check the files named here"}
-        if str(error) != self._last_refusal:  # a broken file is one event, not one a second
-            self._last_refusal = str(error)
+        if repr(error) != self._last_refusal:  # a broken file is one event, not one a second
+            self._last_refusal = repr(error)
             self._on_event("identity_refused", {**facts, "failures": self._failures})
 
 
@@ -170,9 +170,7 @@ class FileSource(_Source):
         self._paths = files.SvidPaths(cert, key, bundle, federated or {})
         self._digest = b""  # of the contents that are in use
 
-    async def run(
-        self, live: LiveContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def run(self, live: LiveContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep ``live`` up to date for ever. Started after the first look, successful or not."""
         await self._look(live)
         task_status.started()
@@ -193,7 +191,7 @@ class FileSource(_Source):
         digest = _digest(contents)
         if digest == self._digest:
             self._failures = 0
-            self._last_refusal = ""
+            self._last_refusal = None
             return
         context = files.make_x509_context(self._paths, contents, now=self._now())
         self._digest = digest
@@ -218,9 +216,7 @@ class LocalCaSource(_Source):
         self._spiffe_id = spiffe_id
         self._ttl = ttl
 
-    async def run(
-        self, live: LiveContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def run(self, live: LiveContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep ``live`` fresh for ever. Started after the first try, successful or not."""
         due = await self._renew(live)
         task_status.started()

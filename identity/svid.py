@@ -190,9 +190,7 @@ def _still_true(verdict: _Verdict, bundles: Mapping[str, TrustBundle], now: date
 
 
 @fail_closed
-def _judge(
-    chain_der: Sequence[bytes], bundles: Mapping[str, TrustBundle], now: datetime, role: Role
-) -> _Verdict:
+def _judge(chain_der: Sequence[bytes], bundles: Mapping[str, TrustBundle], now: datetime, role: Role) -> _Verdict:
     leaf, *intermediates = map(load_certificate, chain_der)
     trust_domain = leaf_id(leaf).trust_domain
     bundle = bundles.get(trust_domain)
@@ -249,6 +247,4 @@ def check_own_svid(svid: X509Svid, bundle: TrustBundle, *, now: datetime) -> Non
         raise SvidError("id_mismatch", f"the certificate is for {spiffe_id}, not for {svid.id}")
     if spiffe_id.trust_domain != bundle.trust_domain:
         raise SvidError("trust_domain", f"{spiffe_id} is not of {bundle.trust_domain}")
-    build_path(
-        svid.leaf, svid.chain[1:], bundle.authorities, trust_domain=bundle.trust_domain, now=now
-    )
+    build_path(svid.leaf, svid.chain[1:], bundle.authorities, trust_domain=bundle.trust_domain, now=now)

@@ -285,9 +285,7 @@ def build_path(
 class _Search:
     """Depth first over issuer names, authorities before presented certificates."""
 
-    def __init__(
-        self, presented: Sequence[x509.Certificate], authorities: Sequence[x509.Certificate]
-    ) -> None:
+    def __init__(self, presented: Sequence[x509.Certificate], authorities: Sequence[x509.Certificate]) -> None:
         self.too_deep = False
         self._presented = [(cert, cert.subject) for cert in presented]
         self._authorities = [(cert, cert.subject) for cert in authorities]

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import trio
@@ -28,7 +28,7 @@ from identity.svid import X509Context
 from proxy import status, wiring
 from proxy.admin import Admin
 from proxy.lifecycle import Runtime, Worker
-from proxy.net.listener import Address, Listener, ListenFailed, bind
+from proxy.net.listener import Address, Bucket, Listener, ListenFailed, bind
 from proxy.net.poller import Poller
 from proxy.net.tls import Credentials
 from proxy.service import HttpService
@@ -224,12 +224,17 @@ class Process:
                 if self._nursery is not None:
                     self._nursery.start_soon(cluster.resolve_forever)
 
+    def _gates(self, service: HttpService) -> tuple[Callable[[], bool], Bucket | None]:
+        """L-20 for every listener, L-23 for those that make handshakes."""
+        inbound = service.settings.direction == "inbound"
+        return self.worker.may_accept, self.worker.pace if inbound else None
+
     def _listen(self, sockets: Mapping[str, tuple[Address, object]]) -> None:
         for item in wiring.listeners(self.loaded.config):
             service = wiring.make_service(self, item)
             self.services[item.key] = service
             sock = sockets[item.key][1]
-            listener = Listener(self.poller, sock, service.accept, self.worker.may_accept)  # type: ignore[arg-type]
+            listener = Listener(self.poller, sock, service.accept, *self._gates(service))  # type: ignore[arg-type]
             self.worker.listeners[item.key] = listener
             listener.start()
 
@@ -298,7 +303,7 @@ class Process:
         for key in sockets:
             item = wanted[key]
             service = self.services[key] = wiring.make_service(self, item)
-            listener = Listener(self.poller, sockets[key][1], service.accept, self.worker.may_accept)  # type: ignore[arg-type]
+            listener = Listener(self.poller, sockets[key][1], service.accept, *self._gates(service))  # type: ignore[arg-type]
             self.worker.listeners[key] = listener
             listener.start()
         self.worker.swap(Runtime(generation, policies))  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from identity.svid import PeerIdentity
 from proxy.errors import Overflow
 from proxy.http.exchange import Exchange
 from proxy.http.server import ServerConnection
-from proxy.net.listener import Listener
+from proxy.net.listener import Bucket, Listener
 from proxy.net.poller import Poller
 from proxy.net.splice import Splice
 from proxy.net.tls import Credentials
@@ -54,21 +54,30 @@ class Use:
 
 
 class Caps:
-    """L-20, L-21: how much of us may be used at a time."""
+    """L-20, L-21, L-23: how much of us may be used at a time."""
 
-    __slots__ = ("connections", "connections_per_peer", "handshakes", "requests", "requests_per_peer")
+    __slots__ = (
+        "connections",
+        "connections_per_peer",
+        "handshakes",
+        "handshakes_per_second",
+        "requests",
+        "requests_per_peer",
+    )
 
     def __init__(
         self,
         connections: int = 10_000,
         connections_per_peer: int = 1000,
         handshakes: int = 512,
+        handshakes_per_second: float = 200.0,
         requests: int = 4096,
         requests_per_peer: int = 512,
     ) -> None:
         self.connections = connections
         self.connections_per_peer = connections_per_peer
         self.handshakes = handshakes
+        self.handshakes_per_second = handshakes_per_second  # L-23
         self.requests = requests
         self.requests_per_peer = requests_per_peer
 
@@ -90,6 +99,8 @@ class Worker:
         self.listeners: dict[str, Listener] = {}
         self.clusters: dict[str, Cluster] = {}
         self.handshaking = 0
+        rate = caps.handshakes_per_second
+        self.pace = Bucket(rate, rate, poller.now) if rate else None
         self.requests = 0
         self.draining = False
         self._uses: dict[str, Use] = {}

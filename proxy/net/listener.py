@@ -116,10 +116,32 @@ def _remove_stale(path: str) -> None:
     raise OSError(errno.EADDRINUSE, "another process answers on this socket")
 
 
+class Bucket:
+    """A token bucket: ``rate`` per second, ``burst`` at once. Time is an argument."""
+
+    __slots__ = ("_at", "_level", "burst", "rate")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self.rate = rate
+        self.burst = burst
+        self._level = burst
+        self._at = now
+
+    def take(self, now: float) -> float:
+        """Take one token: 0.0, or the seconds until there will be one (none is taken then)."""
+        self._level = min(self.burst, self._level + (now - self._at) * self.rate)
+        self._at = now
+        if self._level >= 1.0:
+            self._level -= 1.0
+            return 0.0
+        return (1.0 - self._level) / self.rate
+
+
 class Listener:
     """Accepts on one socket and hands each connection to ``accept``.
 
-    ``gate`` is asked first; False closes the connection uncounted by the owner."""
+    ``gate`` is asked first; False closes the connection uncounted by the owner. ``pace`` (L-23) may hold
+    accepting back: what is not accepted waits in the kernel's queue, at no cost to us."""
 
     def __init__(
         self,
@@ -127,9 +149,11 @@ class Listener:
         sock: socket.socket,
         accept: Callable[[Accepted], None],
         gate: Callable[[], bool] = lambda: True,
+        pace: Bucket | None = None,
     ) -> None:
         self.accept = accept  # replaced by a reload; the socket stays open
         self.gate = gate
+        self.pace = pace
         self.accepted = 0
         self._poller = poller
         self._sock = sock
@@ -141,6 +165,10 @@ class Listener:
 
     def on_ready(self, mask: int) -> None:
         for _ in range(_ACCEPTS):
+            wait = self.pace.take(self._poller.now) if self.pace is not None else 0.0
+            if wait:
+                self._rest(wait)
+                return
             try:
                 sock, peer = self._sock.accept()
             except BlockingIOError:
@@ -165,9 +193,12 @@ class Listener:
 
     def _on_error(self, error: OSError) -> None:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-            self._poller.unregister(self._sock.fileno())
-            self._poller.call_at(self._poller.now + _BACK_OFF, self._again)
+            self._rest(_BACK_OFF)
         # ECONNABORTED, EPROTO and the like concern the connection that went away (F-24).
+
+    def _rest(self, seconds: float) -> None:
+        self._poller.unregister(self._sock.fileno())
+        self._poller.call_at(self._poller.now + seconds, self._again)
 
     def _again(self) -> None:
         if self._open:

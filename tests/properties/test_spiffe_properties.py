@@ -73,9 +73,7 @@ def damaged_ids(draw: st.DrawFn) -> str:
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.one_of(good_ids, damaged_ids(), st.text(max_size=40), st.text(max_size=40).map("spiffe://{}".format))
-)
+@given(st.one_of(good_ids, damaged_ids(), st.text(max_size=40), st.text(max_size=40).map("spiffe://{}".format)))
 def test_the_parser_agrees_with_the_oracle(text: str) -> None:
     assert parse(text) == oracle(text)
 

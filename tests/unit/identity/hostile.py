@@ -68,9 +68,7 @@ def _bytes(why: str, name: str, change: Callable[[bytes], bytes]) -> Hostile:
 
 
 def _serial(value: bytes) -> Callable[[bytes], bytes]:
-    return lambda data: data.replace(
-        b"\xa0\x03\x02\x01\x02\x02\x01\x05", b"\xa0\x03\x02\x01\x02\x02\x01" + value, 1
-    )
+    return lambda data: data.replace(b"\xa0\x03\x02\x01\x02\x02\x01\x05", b"\xa0\x03\x02\x01\x02\x02\x01" + value, 1)
 
 
 def _unused_bits(data: bytes) -> bytes:
@@ -93,9 +91,7 @@ def _ladder(steps: int) -> list[bytes]:
 def _maze() -> list[bytes]:
     """Nine authorities of one name that signed one another, and none of them ours."""
     lost = [
-        signing(
-            "lost", "lost", serial=n + 1, public_key=key(f"lost{n}").public_key(), signer=key(f"lost{n + 1}")
-        )
+        signing("lost", "lost", serial=n + 1, public_key=key(f"lost{n}").public_key(), signer=key(f"lost{n + 1}"))
         for n in range(9)
     ]
     return chain(leaf(issuer="lost", signer=key("lost0")), *lost)
@@ -150,9 +146,7 @@ HOSTILE = [
     Hostile(
         "more than 32 kB",
         "chain_too_long",
-        lambda: chain(
-            leaf(more=[(x509.UnrecognizedExtension(_UNKNOWN.oid, b"\x04" * 33_000), False)]), issuing()
-        ),
+        lambda: chain(leaf(more=[(x509.UnrecognizedExtension(_UNKNOWN.oid, b"\x04" * 33_000), False)]), issuing()),
     ),
     _bytes("bad_certificate", "no bytes", lambda data: b""),
     _bytes("bad_certificate", "not DER", lambda data: b"GET / HTTP/1.1\r\n"),
@@ -225,9 +219,7 @@ HOSTILE = [
         lambda: chain(leaf(issuer="root", signer=key())),
     ),
     Hostile("an intermediate of a false root", "untrusted_root", _forged_root),
-    Hostile(
-        "a false root in the chain", "untrusted_root", lambda: chain(leaf(issuer="x"), signing("x", "x"))
-    ),
+    Hostile("a false root in the chain", "untrusted_root", lambda: chain(leaf(issuer="x"), signing("x", "x"))),
     Hostile(
         "an ID of td signed by the root of other",
         "untrusted_root",
@@ -264,9 +256,7 @@ HOSTILE = [
     Hostile(
         "an intermediate below one with pathLen 0",
         "chain_too_long",
-        lambda: chain(
-            leaf(issuer="sub"), signing("sub", "issuing"), issuing(basic=x509.BasicConstraints(True, 0))
-        ),
+        lambda: chain(leaf(issuer="sub"), signing("sub", "issuing"), issuing(basic=x509.BasicConstraints(True, 0))),
     ),
     _leaf("bad_certificate", "leaf with an unknown critical extension", more=[(_UNKNOWN, True)]),
     _issuing("bad_certificate", "intermediate with an unknown critical extension", more=[(_UNKNOWN, True)]),
@@ -300,9 +290,7 @@ HOSTILE = [
     _leaf("weak_key", "leaf with RSA 2047", public_key=rsa_public(2047)),
     _leaf("weak_key", "leaf with RSA 16384", public_key=rsa_public(16384)),
     _leaf("weak_key", "leaf with P-521", public_key=ec.derive_private_key(5, ec.SECP521R1()).public_key()),
-    _leaf(
-        "weak_key", "leaf with secp256k1", public_key=ec.derive_private_key(5, ec.SECP256K1()).public_key()
-    ),
+    _leaf("weak_key", "leaf with secp256k1", public_key=ec.derive_private_key(5, ec.SECP256K1()).public_key()),
     _leaf("weak_key", "leaf with Ed448", public_key=ed448.Ed448PrivateKey.generate().public_key()),
     _issuing("weak_key", "intermediate with RSA 1024", public_key=rsa_public(1024)),
     _issuing("weak_key", "intermediate with RSA 16384", public_key=rsa_public(16384)),

@@ -84,9 +84,7 @@ class Spec:
     def build(self, issuer_name: x509.Name | None = None) -> x509.Certificate:
         public = self.public_key or key(self.subject).public_key()
         builder = (
-            x509.CertificateBuilder(
-                issuer_name or named(self.issuer), named(self.subject), public, self.serial
-            )
+            x509.CertificateBuilder(issuer_name or named(self.issuer), named(self.subject), public, self.serial)
             .not_valid_before(self.not_before)
             .not_valid_after(self.not_after)
         )

@@ -39,9 +39,7 @@ def rng() -> random.Random:
 
 
 ROOT = create_root("td", key("ca root"), now=NOW, rng=rng())
-ISSUING = create_issuing(
-    ROOT, key("ca root"), "td", key("ca issuing").public_key(), now=NOW, rng=random.Random(2)
-)
+ISSUING = create_issuing(ROOT, key("ca root"), "td", key("ca issuing").public_key(), now=NOW, rng=random.Random(2))
 CA = Authority("td", (ISSUING,), key("ca issuing"))
 BUNDLE = TrustBundle("td", (ROOT,))
 
@@ -125,9 +123,7 @@ def test_dns_names_stand_beside_the_id() -> None:
 
 def test_each_serial_number_is_new() -> None:
     source = rng()
-    serials = {
-        sign_svid(CA, WEB, key("web").public_key(), now=NOW, rng=source)[0].serial_number for _ in range(20)
-    }
+    serials = {sign_svid(CA, WEB, key("web").public_key(), now=NOW, rng=source)[0].serial_number for _ in range(20)}
     assert len(serials) == 20
 
 
@@ -150,9 +146,7 @@ def test_an_svid_never_outlives_its_authority() -> None:
 
 def test_an_expired_authority_signs_nothing() -> None:
     with pytest.raises(IssueError):
-        sign_svid(
-            CA, WEB, key("web").public_key(), now=ISSUING.not_valid_after_utc + timedelta(hours=1), rng=rng()
-        )
+        sign_svid(CA, WEB, key("web").public_key(), now=ISSUING.not_valid_after_utc + timedelta(hours=1), rng=rng())
 
 
 def test_fractions_of_seconds_never_lengthen_a_life() -> None:

@@ -34,9 +34,7 @@ class World:
     def __init__(self, trust_domain: str, curve: authority.Curve = "P-256") -> None:
         root_key, issuing_key = authority.new_key(curve), authority.new_key()
         root = authority.create_root(trust_domain, root_key, now=NOW, rng=RNG)
-        issuing = authority.create_issuing(
-            root, root_key, trust_domain, issuing_key.public_key(), now=NOW, rng=RNG
-        )
+        issuing = authority.create_issuing(root, root_key, trust_domain, issuing_key.public_key(), now=NOW, rng=RNG)
         self.authority = Authority(trust_domain, (issuing,), issuing_key)
         self.bundle = TrustBundle(trust_domain, (root,))
 
@@ -138,9 +136,7 @@ def meet(client: SSL.Context, server: X509Context = SERVER, **options: Any) -> H
 def odd_leaf(**changes: Any) -> SSL.Context:
     """A client whose leaf is signed by our issuing authority, but is odd."""
     signer = TD.authority.certificate
-    spec = pki.Spec(
-        signer=TD.authority.key, not_before=NOW - timedelta(hours=1), not_after=NOW + timedelta(hours=1)
-    )
+    spec = pki.Spec(signer=TD.authority.key, not_before=NOW - timedelta(hours=1), not_after=NOW + timedelta(hours=1))
     for name, value in changes.items():
         setattr(spec, name, value)
     cert = spec.build(issuer_name=signer.subject)
@@ -198,9 +194,7 @@ def test_tls_1_2_is_spoken_only_when_asked_for_and_then_with_ecdhe_and_aead() ->
     assert mtls.peer_identity(done.server, SERVER, now=NOW).uri == "spiffe://td/ns/a/sa/client"
 
 
-@pytest.mark.parametrize(
-    "suite", [b"AES128-GCM-SHA256", b"ECDHE-ECDSA-AES128-SHA256", b"ECDHE-ECDSA-AES128-SHA"]
-)
+@pytest.mark.parametrize("suite", [b"AES128-GCM-SHA256", b"ECDHE-ECDSA-AES128-SHA256", b"ECDHE-ECDSA-AES128-SHA"])
 def test_tls_1_2_without_forward_secrecy_or_aead_is_refused(suite: bytes) -> None:
     old = as_stranger(CLIENT, version=SSL.TLS1_2_VERSION)
     old.set_cipher_list(suite + b":@SECLEVEL=0")
@@ -368,9 +362,7 @@ def test_a_client_of_a_false_authority_is_refused() -> None:
 
 def test_a_client_without_its_intermediate_is_refused_unless_we_have_it() -> None:
     second = World("td")
-    server = X509Context(
-        SERVER.svid, {"td": TrustBundle("td", TD.bundle.authorities + second.bundle.authorities)}
-    )
+    server = X509Context(SERVER.svid, {"td": TrustBundle("td", TD.bundle.authorities + second.bundle.authorities)})
     alone = second.context("client").svid
     assert meet(stranger([alone.leaf], alone.key), server).why == "untrusted_root"
 
@@ -388,9 +380,7 @@ def test_an_authority_cannot_vouch_for_another_trust_domain() -> None:
     server = TD.context("server", OTHER)
     liar = Authority("td", OTHER.authority.chain, OTHER.authority.key)
     key = authority.new_key()
-    forged = authority.sign_svid(
-        liar, SpiffeId.of("td", "/ns/a/sa/admin"), key.public_key(), now=NOW, rng=RNG
-    )
+    forged = authority.sign_svid(liar, SpiffeId.of("td", "/ns/a/sa/admin"), key.public_key(), now=NOW, rng=RNG)
     done = meet(stranger(list(forged), key), server)
     assert not done.errors
     with pytest.raises(SvidError, match="untrusted_root"):

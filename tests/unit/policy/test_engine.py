@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from config.resources.authorization import Action, AuthorizationPolicy, Clause, Entry, Rule
+from proxy.errors import REASONS, AccessDenied
+from proxy.policy import engine
+from proxy.policy.engine import (
+    AccessRequest,
+    CompiledPolicies,
+    Decision,
+    DecisionCache,
+    Permit,
+    WorkloadFacts,
+    authorize,
+    compile_policies,
+    decide,
+    permit_configured,
+)
+from tests.unit.policy.documents import policies_of
+from tests.unit.policy.questions import ask, told
+
+API = WorkloadFacts("shop", {"app": "api"}, name="api")
+WEB_READS = {
+    "rules": [
+        {
+            "from": [{"source": {"principals": ["td/ns/shop/sa/web"]}}],
+            "to": [{"operation": {"methods": ["GET"], "paths": ["/orders/*"]}}],
+        }
+    ]
+}
+
+
+def compiled(default: engine.Default = "deny", **specs: object) -> CompiledPolicies:
+    return compile_policies(policies_of(specs), API, default)  # type: ignore[arg-type]
+
+
+def cache_of(policies: CompiledPolicies, size: int = 64) -> DecisionCache:
+    return DecisionCache(policies, size)
+
+
+def ask_cache(cache: DecisionCache, path: bytes = b"/orders/1", caller: str = "web", port: int = 8080) -> Decision:
+    try:
+        permit = cache.authorize(
+            principal=f"td/ns/shop/sa/{caller}",
+            namespace="shop",
+            port=port,
+            method=b"GET",
+            host=b"api.shop",
+            path=path,
+        )
+    except AccessDenied as error:
+        return error.decision
+    return permit.decision
+
+
+# -- total and closed ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("default", ["deny", "istio", "audit"])
+def test_an_exception_while_deciding_denies_under_every_default(default: engine.Default) -> None:
+    policies = compiled(default, a=WEB_READS)
+    broken = ask("web GET /orders/1")
+    broken.path = None  # type: ignore[assignment]
+    broken.method = 7  # type: ignore[assignment]
+    decision = decide(policies, broken)
+    assert (decision.allowed, decision.audited, decision.reason) == (False, False, "authorization_failed")
+
+
+def test_a_protocol_that_is_neither_http_nor_tcp_is_denied() -> None:
+    request = ask("web GET /orders/1")
+    request.protocol = "udp"
+    assert decide(compiled("istio"), request).reason == "authorization_failed"
+
+
+def test_a_failed_evaluation_is_not_remembered() -> None:
+    cache = cache_of(compiled(a=WEB_READS))
+    denied = None
+    with pytest.raises(AccessDenied) as caught:
+        cache.authorize(
+            principal=7,  # type: ignore[arg-type]
+            namespace=None,
+            port=1,
+            method=b"GET",
+            host=b"h",
+            path=b"/",
+        )
+    denied = caught.value.decision
+    assert denied.reason == "authorization_failed"
+    assert len(cache) == 0
+
+
+def test_a_field_that_the_engine_does_not_know_is_refused_when_compiling() -> None:
+    rule = Rule(sources=(Entry((Clause("ipBlocks", ("10.0.0.0/8",)),)),))
+    policy = AuthorizationPolicy("a", "shop", Action.ALLOW, (), (rule,))
+    with pytest.raises(ValueError, match="ipBlocks"):
+        compile_policies([policy], API)
+
+
+def test_an_unknown_default_is_refused_when_compiling() -> None:
+    with pytest.raises(ValueError, match="allow"):
+        compile_policies([], API, "allow")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["", "-1", "65536", "8o", "٣", "1" * 5000, "80 "])
+def test_a_port_that_is_none_is_refused_when_compiling(text: str) -> None:
+    rule = Rule(operations=(Entry((Clause("ports", (text,)),)),))
+    with pytest.raises(ValueError):
+        compile_policies([AuthorizationPolicy("a", "shop", Action.ALLOW, (), (rule,))], API)
+
+
+def test_every_reason_is_a_word_of_the_closed_list() -> None:
+    assert {engine.NO_ALLOW, engine.DENIED, engine.FAILED} <= REASONS
+
+
+# -- permits ------------------------------------------------------------------------------------------------
+
+
+def test_a_permit_carries_the_decision_that_made_it() -> None:
+    permit = authorize(compiled(a=WEB_READS), ask("web GET /orders/1"))
+    assert told(permit.decision) == "allow shop/a#0"
+
+
+def test_a_denial_carries_its_decision_and_reason() -> None:
+    with pytest.raises(AccessDenied) as caught:
+        authorize(compiled(a=WEB_READS), ask("cart GET /orders/1"))
+    assert caught.value.reason == "no_allow_policy_matched"
+    assert caught.value.decision.nearest == "shop/a#0:principals"
+
+
+@pytest.mark.parametrize("proof", [None, object(), True])
+def test_nobody_else_can_make_a_permit(proof: object) -> None:
+    with pytest.raises(TypeError):
+        Permit(Decision(True), proof)
+
+
+def test_not_even_authorization_makes_a_permit_of_a_denial() -> None:
+    with pytest.raises(TypeError):
+        Permit(Decision(False, "no_allow_policy_matched"), engine._AUTHORIZED)
+
+
+def test_an_outbound_call_is_permitted_without_a_policy() -> None:
+    decision = permit_configured("api").decision
+    assert (decision.allowed, decision.policy, decision.reason) == (True, None, "")
+
+
+# -- what is decided does not depend on how it is written ---------------------------------------------------
+
+
+def test_the_order_of_documents_changes_neither_verdict_nor_digest() -> None:
+    specs = {
+        f"p{n}": {
+            "action": "DENY" if n % 5 == 0 else "ALLOW",
+            "rules": [{"to": [{"operation": {"paths": [f"/{n % 7}*"], "methods": ["GET"] * (n % 3 or 1)}}]}],
+        }
+        for n in range(40)
+    }
+    documents = policies_of(specs)
+    first = compile_policies(documents, API)
+    shuffled = list(documents)
+    random.Random(7).shuffle(shuffled)
+    second = compile_policies(shuffled, API)
+    assert first.digest == second.digest
+    for line in (f"web GET /{n}" for n in range(9)):
+        assert told(decide(first, ask(line))) == told(decide(second, ask(line)))
+
+
+def test_the_digest_tells_policies_and_defaults_apart() -> None:
+    digests = {
+        compiled().digest,
+        compiled("istio").digest,
+        compiled(a=WEB_READS).digest,
+        compiled(b=WEB_READS).digest,
+        compiled(a={**WEB_READS, "action": "DENY"}).digest,
+    }
+    assert len(digests) == 5
+
+
+def test_policies_that_do_not_select_the_workload_leave_no_trace() -> None:
+    other = {**WEB_READS, "selector": {"matchLabels": {"app": "web"}}}
+    assert compiled(a=WEB_READS).digest == compiled(a=WEB_READS, b=other).digest
+    assert len(compiled(a=WEB_READS, b=other)) == 1
+
+
+# -- ids ----------------------------------------------------------------------------------------------------
+
+
+def test_a_decision_id_is_short_and_can_be_derived_again() -> None:
+    request = ask("cart GET /orders/1")
+    first = decide(compiled(a=WEB_READS), request).id(request)
+    again = decide(compiled(a=WEB_READS), ask("cart GET /orders/1")).id(ask("cart GET /orders/1"))
+    assert first == again
+    assert len(first) == 26
+    assert first.isalnum()
+    assert first == first.lower()
+
+
+def test_a_decision_id_commits_to_policies_facts_verdict_and_rule() -> None:
+    request = ask("web GET /orders/1")
+    allowed = decide(compiled(a=WEB_READS), request)
+    other_rule = {"rules": [{"to": [{"operation": {"methods": ["PUT"]}}]}, *WEB_READS["rules"]]}
+    ids = {
+        allowed.id(request),
+        allowed.id(ask("web GET /orders/2")),
+        allowed.id(ask("web PUT /orders/1")),
+        allowed.id(ask("web GET /orders/1 port=8081")),
+        allowed.id(ask("web GET /orders/1 host=other")),
+        allowed.id(ask("cart GET /orders/1")),
+        decide(compiled(a=other_rule), request).id(request),
+        decide(compiled(), request).id(request),
+        decide(compiled("audit"), request).id(request),
+        decide(compiled("istio"), request).id(request),
+    }
+    assert len(ids) == 10
+
+
+# -- nearest ------------------------------------------------------------------------------------------------
+
+
+def test_nearest_is_looked_for_once_and_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    original = engine._nearest
+    monkeypatch.setattr(engine, "_nearest", lambda *args: asked.append(args) or original(*args))
+    decision = decide(compiled(a=WEB_READS), ask("cart GET /orders/1"))
+    assert asked == []
+    assert decision.nearest == decision.nearest == "shop/a#0:principals"
+    assert len(asked) == 1
+
+
+def test_a_failure_to_find_the_nearest_is_no_failure_of_the_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(engine, "_nearest", fail)
+    assert decide(compiled(a=WEB_READS), ask("cart GET /orders/1")).nearest is None
+
+
+def test_nearest_looks_at_a_bounded_number_of_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = {
+        f"p{n:03}": {"rules": [{"from": [{"source": {"principals": [f"td/ns/shop/sa/s{n}"]}}]}]} for n in range(200)
+    }
+    policies = compile_policies(policies_of(specs), API)
+    looked = []
+    original = engine.CompiledRule.distance
+    monkeypatch.setattr(
+        engine.CompiledRule, "distance", lambda self, request: looked.append(1) or original(self, request)
+    )
+    assert decide(policies, ask("unknown GET /")).nearest == "shop/p000#0:principals"
+    assert len(looked) <= 32
+
+
+def test_among_many_policies_the_nearest_is_still_the_one_about_the_caller() -> None:
+    specs: dict[str, dict[str, object]] = {
+        f"p{n:03}": {"rules": [{"from": [{"source": {"principals": [f"td/ns/shop/sa/s{n}"]}}]}]} for n in range(200)
+    }
+    specs["z"] = WEB_READS
+    policies = compile_policies(policies_of(specs), API)
+    assert decide(policies, ask("web PUT /orders/1")).nearest == "shop/z#0:methods"
+
+
+# -- many rules: the tables find what trying each would find ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "operation", "line"),
+    [
+        ({"principals": ["td/ns/shop/sa/s{n}"]}, {}, "s{n} GET /"),
+        ({"principals": ["td/ns/s{n}/*"]}, {}, "td/ns/s{n}/sa/x GET /"),
+        ({"principals": ["*/sa/s{n}"]}, {}, "td/ns/q/sa/s{n} GET /"),
+        ({"namespaces": ["n{n}"]}, {}, "td/ns/n{n}/sa/x GET /"),
+        ({"namespaces": ["n{n}-*"]}, {}, "td/ns/n{n}-x/sa/x GET /"),
+        ({}, {"paths": ["/{n}"]}, "web GET /{n}"),
+        ({}, {"paths": ["/{n}/*"]}, "web GET /{n}/x"),
+        ({}, {"paths": ["*.{n}"]}, "web GET /x.{n}"),
+        ({}, {"hosts": ["H{n}.shop"]}, "web GET / host=h{n}.SHOP"),
+        ({}, {"methods": ["M{n}"]}, "web M{n} /"),
+        ({}, {"ports": ["{n}"]}, "web GET / port={n}"),
+        ({"principals": ["td/ns/shop/sa/web"]}, {"paths": ["/{n}"]}, "web GET /{n}"),
+        ({"principals": ["td/ns/shop/sa/web"]}, {"hosts": ["h{n}"], "paths": ["/"]}, "web GET / host=h{n}"),
+    ],
+)
+def test_each_of_many_rules_is_found(
+    source: dict[str, list[str]], operation: dict[str, list[str]], line: str
+) -> None:
+    def filled(fields: dict[str, list[str]], n: int) -> dict[str, list[str]]:
+        return {name: [value.replace("{n}", str(n)) for value in values] for name, values in fields.items()}
+
+    specs = {}
+    for n in range(100, 160):
+        rule: dict[str, object] = {}
+        if source:
+            rule["from"] = [{"source": filled(source, n)}]
+        if operation:
+            rule["to"] = [{"operation": filled(operation, n)}]
+        specs[f"p{n}"] = {"rules": [rule]}
+    policies = compile_policies(policies_of(specs), API)
+    for n in range(100, 160):
+        assert told(decide(policies, ask(line.replace("{n}", str(n))))) == f"allow shop/p{n}#0"
+    assert told(decide(policies, ask(line.replace("{n}", "99")))) == "deny"
+
+
+def test_a_rule_of_many_callers_and_many_paths_does_not_take_their_product() -> None:
+    rule = {
+        "from": [{"source": {"principals": [f"td/ns/shop/sa/s{n}" for n in range(200)]}}],
+        "to": [{"operation": {"paths": [f"/{n}" for n in range(200)]}}],
+    }
+    policies = compile_policies(policies_of({f"p{n}": {"rules": [rule]} for n in range(6)}), API)
+    assert told(decide(policies, ask("s77 GET /123"))) == "allow shop/p0#0"
+    assert told(decide(policies, ask("s77 GET /200"))) == "deny"
+    root = policies.tables["http"][Action.ALLOW]._root
+    assert all(not hasattr(node, "_indexes") for node in root.named(ask("s77 GET /123")))
+
+
+# -- the cache ----------------------------------------------------------------------------------------------
+
+
+def test_a_hit_asks_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = cache_of(compiled(a=WEB_READS))
+    first = ask_cache(cache)
+    monkeypatch.setattr(engine, "decide", lambda *args: pytest.fail("asked again"))
+    assert ask_cache(cache) is first
+
+
+def test_denials_are_remembered_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = cache_of(compiled(a=WEB_READS))
+    first = ask_cache(cache, caller="cart")
+    monkeypatch.setattr(engine, "decide", lambda *args: pytest.fail("asked again"))
+    assert not first.allowed
+    assert ask_cache(cache, caller="cart") is first
+
+
+@pytest.mark.parametrize(
+    ("source", "operation", "facts"),
+    [
+        (None, None, frozenset()),
+        ({"principals": ["*"]}, None, {"principals"}),
+        ({"notNamespaces": ["a"]}, {"methods": ["GET"], "notHosts": ["x"]}, {"namespaces", "methods", "hosts"}),
+        (None, {"paths": ["/*"], "notPorts": ["1"]}, {"paths", "ports"}),
+    ],
+)
+def test_the_facts_that_policies_look_at_are_known(
+    source: dict[str, list[str]] | None, operation: dict[str, list[str]] | None, facts: frozenset[str]
+) -> None:
+    rule: dict[str, object] = {}
+    if source:
+        rule["from"] = [{"source": source}]
+    if operation:
+        rule["to"] = [{"operation": operation}]
+    assert compiled(a={"rules": [rule]}).http_facts_used == facts
+
+
+def test_paths_that_no_policy_looks_at_share_an_entry() -> None:
+    cache = cache_of(compiled(a={"rules": [{"from": [{"source": {"principals": ["*/sa/web"]}}]}]}))
+    for n in range(1000):
+        assert ask_cache(cache, f"/{n}".encode()).allowed
+    assert len(cache) == 1
+
+
+def test_ports_are_told_apart_where_a_policy_looks_at_them() -> None:
+    cache = cache_of(compiled(a={"rules": [{"to": [{"operation": {"ports": ["8080"]}}]}]}))
+    assert ask_cache(cache, port=8080).allowed
+    assert not ask_cache(cache, port=8081).allowed
+    assert ask_cache(cache, port=8080).allowed
+
+
+def test_the_cache_never_grows_beyond_its_bound() -> None:
+    cache = cache_of(compiled(a=WEB_READS), 10)
+    for n in range(1000):
+        ask_cache(cache, f"/orders/{n}".encode())
+        assert len(cache) <= 10
+
+
+def test_what_is_in_use_survives_a_flood_of_made_up_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = cache_of(compiled(a=WEB_READS), 100)
+    kept = ask_cache(cache)
+    for n in range(1000):
+        ask_cache(cache, f"/flood/{n}".encode())
+        if n % 20 == 0:
+            with monkeypatch.context() as patch:
+                patch.setattr(engine, "decide", lambda *args: pytest.fail("was forgotten"))
+                assert ask_cache(cache) is kept
+
+
+def test_very_long_requests_are_decided_and_not_remembered() -> None:
+    cache = cache_of(compiled(a=WEB_READS))
+    assert ask_cache(cache, b"/orders/" + b"x" * 2000).allowed
+    assert len(cache) == 0
+
+
+def test_bytes_above_ascii_are_compared_as_bytes() -> None:
+    policies = compiled(a={"rules": [{"to": [{"operation": {"paths": ["/é"]}}]}]})
+    cache = cache_of(policies)
+    assert ask_cache(cache, "/é".encode()).allowed
+    assert not ask_cache(cache, "/é".encode("latin-1")).allowed
+
+
+def test_only_ascii_letters_of_a_host_are_folded() -> None:
+    request = AccessRequest(principal=None, namespace=None, port=1, host="\xc9X.\u0130Y")
+    assert request.host == "\xc9x.\u0130y"
