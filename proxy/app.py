@@ -21,7 +21,7 @@ from pathlib import Path
 import trio
 
 from config.live import Live
-from config.load import Loaded, load_all
+from config.load import Loaded
 from config.problems import ConfigError, render
 from config.watch import watch
 from identity.svid import X509Context
@@ -49,8 +49,11 @@ class Process:
         self.started = time.time()
         self.poller = Poller()
         self.telemetry = wiring.make_telemetry(loaded.config)
+        for warning in self.telemetry.warnings:
+            log.warning(warning, extra={"event": "telemetry.warning"})
         runtime = Runtime(1, wiring.compile_runtime(loaded))
         self.worker = Worker(self.poller, self.telemetry, runtime, wiring.make_caps(loaded.config))
+        self.trust_domain = wiring.find_trust_domain(loaded.config)
         self.live: Live[X509Context | None] | None = None
         self.services: dict[str, HttpService] = {}
         self.problems: list[object] = []
@@ -58,6 +61,7 @@ class Process:
         self.last_reload_at = self.started
         self.identity_problem = "no SVID yet"
         self._identity_scope: trio.CancelScope | None = None
+        self._identified = trio.Event()
         self._stop = trio.Event()
         self._stop_at_once = False
         self._nursery: trio.Nursery | None = None
@@ -101,7 +105,7 @@ class Process:
                 for door, sock in doors:
                     nursery.start_soon(_serve_door, admin, sock, door)
                 with trio.move_on_after(_FIRST_SVID):
-                    await self._wait_identity()
+                    await self._identified.wait()
                 self._listen(sockets)
                 if watch_files:
                     nursery.start_soon(self._watch)
@@ -194,12 +198,13 @@ class Process:
         """A new SVID or bundle: for handshakes from now on; open connections keep theirs."""
         self.worker.credentials = Credentials(context, self.loaded.config.tls.minimum)
         self.telemetry.svid_expiry(context.not_after)
+        self._identified.set()
+        if context.id.trust_domain != self.trust_domain:
+            self.trust_domain = context.id.trust_domain
+            self._make_clusters()
+            self._configure_services()
         for service in self.services.values():
             service.settings = wiring.with_identity(service.settings, str(context.id))
-
-    async def _wait_identity(self) -> None:
-        while self.worker.credentials is None:
-            await trio.sleep(0.01)
 
     # -- listeners and clusters ---------------------------------------------------------------------------
 
@@ -212,7 +217,7 @@ class Process:
 
     def _make_clusters(self) -> None:
         """Clusters of the current configuration; those that did not change keep their connections."""
-        wanted = wiring.cluster_settings(self.loaded.config)
+        wanted = wiring.cluster_settings(self.loaded.config, self.trust_domain)
         worker = self.worker
         for name, cluster in list(worker.clusters.items()):
             if wanted.get(name) != cluster.settings:
@@ -237,6 +242,11 @@ class Process:
             listener = Listener(self.poller, sock, service.accept, *self._gates(service))  # type: ignore[arg-type]
             self.worker.listeners[item.key] = listener
             listener.start()
+
+    def _configure_services(self) -> None:
+        for item in wiring.listeners(self.loaded.config):
+            if item.key in self.services:
+                wiring.configure_service(self, self.services[item.key], item)
 
     # -- reload -------------------------------------------------------------------------------------------
 
@@ -291,15 +301,14 @@ class Process:
         self, loaded: Loaded, policies: object, sockets: Mapping[str, tuple[Address, object]]
     ) -> None:
         old, self.loaded = self.loaded, loaded
+        self.trust_domain = wiring.find_trust_domain(loaded.config) or self.trust_domain
         generation = self.worker.runtime.generation + 1
         self._make_clusters()
         wanted = {item.key: item for item in wiring.listeners(loaded.config)}
         for key in [key for key in self.worker.listeners if key not in wanted]:
             self.worker.listeners.pop(key).close()
             self.poller.run(lambda key=key: self._drain_service(key))  # type: ignore[misc]
-        for key, item in wanted.items():
-            if key in self.services:
-                wiring.configure_service(self, self.services[key], item)
+        self._configure_services()
         for key in sockets:
             item = wanted[key]
             service = self.services[key] = wiring.make_service(self, item)

@@ -18,7 +18,7 @@ from proxy.http.server import Facts, ServerConnection
 from proxy.net.listener import Accepted
 from proxy.net.stream import Stream, TlsStream
 from proxy.net.tls import Credentials, Handshake
-from proxy.policy.engine import AccessRequest, Permit, authorize
+from proxy.policy.engine import AccessRequest, Permit, authorize, decide
 from proxy.service import HttpService
 from proxy.wire.events import Headers
 from proxy.wire.http1 import Http1Server
@@ -152,7 +152,10 @@ class Inbound(HttpService):
             self.end(record)
             return
         record.decision = permit.decision
-        self.join(stream, permit, record)
+        self.join(stream, permit, record, lambda: self._judge_tcp(request))
+
+    def _judge_tcp(self, request: AccessRequest) -> str:
+        return "" if (found := decide(self.worker.runtime.policies, request)).allowed else found.reason
 
     # -- what the app is told -----------------------------------------------------------------------------
 

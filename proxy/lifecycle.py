@@ -179,6 +179,8 @@ class Worker:
             if judge is not None:
                 for exchange in list(connection.exchanges.values()):
                     judge(exchange)
+        for splice in list(self.splices):
+            splice.judge_again()
 
     # -- time ---------------------------------------------------------------------------------------------
 
@@ -187,8 +189,13 @@ class Worker:
         while True:
             await trio.sleep(_SWEEP)
             await self._in_slices(list(self.connections), lambda c, now: c.sweep(now))
+            self.poller.run(self._sweep_splices)
             for cluster in list(self.clusters.values()):
                 self.poller.run(lambda c=cluster: c.sweep(self.poller.now))  # type: ignore[misc]
+
+    def _sweep_splices(self) -> None:
+        for splice in list(self.splices):
+            splice.sweep(self.poller.now)
 
     async def _in_slices(
         self,

@@ -206,42 +206,56 @@ class HttpService:
         record.ended_at = self.worker.poller.now
         self.worker.telemetry.connection(record)
 
-    def join(self, near: Stream, permit: Permit, record: ConnectionRecord) -> None:
-        """Dial the far side and splice. A server that speaks first is heard at once: nothing is waited for."""
-        _Join(self.worker, near, record, self.end).start(self.cluster, permit)
+    def join(
+        self, near: Stream, permit: Permit, record: ConnectionRecord, judge: Callable[[], str] | None = None
+    ) -> None:
+        """Dial the far side and splice. A server that speaks first is heard at once: nothing is waited for.
+
+        ``judge`` is asked again after a policy change; a reason ends the connection."""
+        _Join(self, near, record, judge).start(permit)
 
 
 class _Join:
     """One opaque connection on its way to being spliced."""
 
     def __init__(
-        self, worker: Worker, near: Stream, record: ConnectionRecord, ended: Callable[[ConnectionRecord], None]
+        self, service: HttpService, near: Stream, record: ConnectionRecord, judge: Callable[[], str] | None
     ) -> None:
-        self._worker = worker
+        self._service = service
+        self._worker = service.worker
         self._near = near
         self._record = record
-        self._ended = ended
+        self._judge = judge
 
-    def start(self, cluster: Cluster, permit: Permit) -> None:
-        cluster.connect_raw(self._connected, self._failed, permit)
+    def start(self, permit: Permit) -> None:
+        self._service.cluster.connect_raw(self._connected, self._failed, permit)
 
     def _connected(self, far: Stream, peer: PeerIdentity | None, alpn: str) -> None:
         self._record.upstream_peer = peer
         splice = Splice(self._near, far, self._finished)
+        splice.idle = self._service.times.idle
+        splice.cut_at = self._first_expiry()
+        splice.judge = self._judge
         self._worker.spliced(splice)
         splice.start()
+
+    def _first_expiry(self) -> float:
+        # S-4: neither the caller's nor the far side's certificate may end before the connection does.
+        record, poller = self._record, self._worker.poller
+        ends = [peer.not_after for peer in (record.peer, record.upstream_peer) if peer is not None]
+        return poller.now + max(min(ends) - poller.wall(), 0.0) if ends else 0.0
 
     def _finished(self, splice: Splice, reason: str) -> None:
         record = self._record
         record.bytes_sent, record.bytes_received, record.reason = splice.sent, splice.received, reason
         self._worker.unspliced(splice)
-        self._ended(record)
+        self._service.end(record)
 
     def _failed(self, reason: str, detail: str) -> None:
         record = self._record
         record.reason, record.details, record.flags = reason, detail, "UF"
         self._near.abort()
-        self._ended(record)
+        self._service.end(record)
 
 
 def set_deadline(exchange: Exchange, value: bytes) -> None:

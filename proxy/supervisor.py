@@ -20,8 +20,8 @@ import trio
 from config.load import Loaded
 from proxy import wiring
 from proxy.admin import Admin, Handler, Reply, Request, json_reply, text_reply
-from proxy.observe.metrics import merge_prometheus
 from proxy.ask import ask
+from proxy.observe.metrics import merge_prometheus
 
 _FIRST_BACK_OFF = 0.1
 _LONGEST_BACK_OFF = 30.0
@@ -52,7 +52,7 @@ class Supervisor:
         self._source = source
         self._stopping = False
         self._workers = [
-            WorkerProcess(number, wiring.worker_socket(loaded.config, number))
+            WorkerProcess(number, wiring.admin_socket(loaded.config, number))
             for number in range(loaded.config.workers)
         ]
 

@@ -5,21 +5,23 @@ Everything here is a plain translation; decisions stand in the modules that are 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import random
 import socket
-import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from config import model
 from config.load import Loaded, load_all
+from identity.disk import IdentityFileError
+from identity.files import load_ca, read_certificates
 from identity.renewal import FileSource, LiveContext, LocalCaSource
 from identity.spiffe import SpiffeId
+from identity.svid import SvidError
+from identity.x509_rules import leaf_id
 from proxy.http.server import Times
 from proxy.inbound import Inbound
 from proxy.lifecycle import Caps
@@ -128,19 +130,12 @@ def make_caps(config: model.Config) -> Caps:
     )
 
 
-def wire_limits(config: model.Config, max_header: int) -> WireLimits:
-    limits = config.limits
-    return WireLimits(
-        request_line=limits.request_line,
-        head=max_header or limits.head,
-        headers=limits.headers,
-        header=limits.header,
-        stream_window=limits.stream_window,
-        connection_window=limits.connection_window,
-        streams=limits.streams,
-        underscore=limits.underscore,
-        escaped_slash=limits.escaped_slash,
-    )
+def wire_limits(config: model.Config, max_header: int = 0) -> WireLimits:
+    """The limits of the engines: the fields of ``WireLimits`` are settings of the same names."""
+    values = {name.name: getattr(config.limits, name.name) for name in fields(WireLimits)}
+    if max_header:
+        values["head"] = max_header
+    return WireLimits(**values)
 
 
 # -- policy -------------------------------------------------------------------------------------------------
@@ -157,14 +152,29 @@ def compile_runtime(loaded: Loaded) -> CompiledPolicies:
 
 
 def make_identity(config: model.Config, on_event: Callable[[str, Mapping[str, object]], None]) -> IdentitySource:
+    """The source of our SVID. ``config.load`` has checked that what it needs is named."""
     identity = config.identity
-    if identity.ca_dir is not None:
-        from identity.files import ca_trust_domain
-
-        trust_domain = config.trust_domain or ca_trust_domain(identity.ca_dir)
-        spiffe_id = SpiffeId.parse(workload_uri(config, trust_domain))
+    if identity.ca_dir is not None and identity.source == "ca-folder":
+        spiffe_id = SpiffeId.parse(workload_uri(config, find_trust_domain(config)))
         return LocalCaSource(identity.ca_dir, spiffe_id, timedelta(seconds=identity.ttl), on_event=on_event)
-    return FileSource(identity.cert, identity.key, identity.bundle, on_event=on_event)  # type: ignore[arg-type]
+    if identity.cert is None or identity.key is None or identity.bundle is None:
+        raise IdentityFileError("identity", "cert, key and bundle are needed", "name the three files")
+    return FileSource(identity.cert, identity.key, identity.bundle, on_event=on_event)
+
+
+def find_trust_domain(config: model.Config) -> str:
+    """The trust domain we are of: as configured, else what the local CA or the certificate says, else ""."""
+    identity = config.identity
+    if config.trust_domain:
+        return config.trust_domain
+    try:
+        if identity.source == "ca-folder" and identity.ca_dir is not None:
+            return load_ca(identity.ca_dir, now=datetime.now(UTC)).trust_domain
+        if identity.cert is not None:
+            return leaf_id(read_certificates(identity.cert)[0]).trust_domain
+    except (IdentityFileError, SvidError):
+        pass  # the identity source reports it, with the file and the remedy
+    return ""
 
 
 def identity_changed(old: model.Config, new: model.Config) -> bool:
@@ -179,20 +189,24 @@ def workload_uri(config: model.Config, trust_domain: str) -> str:
 # -- clusters -----------------------------------------------------------------------------------------------
 
 
-def cluster_settings(config: model.Config) -> dict[str, ClusterSettings]:
+def cluster_settings(config: model.Config, trust_domain: str) -> dict[str, ClusterSettings]:
     """One cluster for each app behind an inbound listener and one for each upstream."""
     found = {}
     for item in config.inbound:
         found[_APP + item.name] = _app_settings(config, item)
     for name, upstream in config.upstreams.items():
-        found[name] = _upstream_settings(config, name, upstream)
+        found[name] = _upstream_settings(config, name, upstream, trust_domain)
     return found
 
 
 def _app_settings(config: model.Config, item: model.Inbound) -> ClusterSettings:
+    app = item.app
+    named = not app.path and not app.is_ip
     return ClusterSettings(
-        name="app" if len(config.inbound) == 1 else f"app {item.name}",
-        addresses=(to_address(item.app),),
+        name="app" if len(config.inbound) == 1 else f"app-{item.name}",
+        addresses=() if named else (to_address(app),),
+        dns=app.host if named else "",
+        dns_port=app.port if named else 0,
         protocol={"http1": "http1", "h2c": "h2"}.get(item.app_protocol, "auto"),
         connect_timeout=config.timeouts.connect_app,
         idle_timeout=config.timeouts.pool_idle,
@@ -204,13 +218,34 @@ def _app_settings(config: model.Config, item: model.Inbound) -> ClusterSettings:
     )
 
 
-def _upstream_settings(config: model.Config, name: str, upstream: model.Upstream) -> ClusterSettings:
-    raise NotImplementedError
+def _upstream_settings(
+    config: model.Config, name: str, upstream: model.Upstream, trust_domain: str
+) -> ClusterSettings:
+    pool = upstream.traffic_policy.connection_pool
+    return ClusterSettings(
+        name=name,
+        addresses=tuple(to_address(endpoint) for endpoint in upstream.endpoints),
+        dns=upstream.dns.host if upstream.dns is not None else "",
+        dns_port=upstream.dns.port if upstream.dns is not None else 0,
+        protocol=upstream.protocol,
+        tls=True,
+        # Without a trust domain a short name means nobody: refused, not guessed.
+        expect=upstream.expected_ids(trust_domain) if trust_domain else frozenset(),
+        balance=upstream.traffic_policy.load_balancer.simple,
+        connect_timeout=upstream.timeouts.connect,
+        idle_timeout=upstream.timeouts.idle,
+        write_timeout=upstream.timeouts.write,
+        max_connections=pool.tcp.max_connections,
+        max_pending=pool.http.http1_max_pending_requests,
+        max_requests=pool.http.http2_max_requests,
+        max_requests_per_connection=pool.http.max_requests_per_connection,
+        http2_engine=config.http2.engine,
+    )
 
 
 def make_cluster(process: Process, settings: ClusterSettings) -> Cluster:
     worker = process.worker
-    limits = wire_limits(process.loaded.config, 0)
+    limits = wire_limits(process.loaded.config)
     rng = random.Random(worker.rng.getrandbits(128))  # noqa: S311 (balancing, not secrets)
     return Cluster(worker.poller, settings, lambda: worker.credentials, limits, rng)
 
@@ -229,30 +264,91 @@ def configure_service(process: Process, service: HttpService, listening: Listeni
 
 
 def with_identity(settings: ListenerSettings, uri: str) -> ListenerSettings:
+    """``settings`` after a new SVID: what the app is told about us."""
     return replace(settings, workload_uri=uri)
 
 
 def _service_parts(
     process: Process, item: model.Inbound | model.Outbound
 ) -> tuple[ListenerSettings, Cluster, Times]:
-    raise NotImplementedError
+    if isinstance(item, model.Inbound):
+        settings, cluster = _inbound_settings(process, item), process.worker.clusters[_APP + item.name]
+    else:
+        settings, cluster = _outbound_settings(process, item), process.worker.clusters[item.to]
+    return settings, cluster, _times(item.timeouts)
+
+
+def _times(timeouts: model.ListenerTimeouts) -> Times:
+    return Times(
+        head=timeouts.header,
+        stream_idle=timeouts.stream,
+        idle=timeouts.idle,
+        age=timeouts.max_age,
+        write=timeouts.write,
+    )
+
+
+def _common_settings(process: Process, item: model.Inbound | model.Outbound) -> dict[str, Any]:
+    config, telemetry = process.loaded.config, process.telemetry
+    credentials = process.worker.credentials
+    return {
+        "name": item.name,
+        "handshake_timeout": item.timeouts.handshake,
+        "request_timeout": item.timeouts.request,
+        "max_age": item.timeouts.max_age,
+        "max_requests": config.limits.requests_per_connection,
+        "workload_uri": str(credentials.context.id) if credentials is not None else "",
+        "sample": telemetry.ratio,
+        "parent_based": telemetry.parent_based,
+        "http2_engine": config.http2.engine,
+    }
+
+
+def _inbound_settings(process: Process, item: model.Inbound) -> ListenerSettings:
+    config = process.loaded.config
+    return ListenerSettings(
+        direction="inbound",
+        port=item.app.port or item.listen.port,
+        protocol=item.protocol,
+        max_body=item.max_body,
+        set_client_cert=item.forward_client_cert == "sanitizeSet",
+        trust_incoming=config.telemetry.tracing.trust_incoming != "never",
+        limits=wire_limits(config, item.max_header),
+        **_common_settings(process, item),
+    )
+
+
+def _outbound_settings(process: Process, item: model.Outbound) -> ListenerSettings:
+    # The app is ours, so its trace context is continued (3.3: "mesh" means authenticated peers and ourselves).
+    config = process.loaded.config
+    return ListenerSettings(
+        direction="outbound",
+        port=item.listen.port,
+        protocol="tcp" if item.protocol == "tcp" else "auto",
+        trust_incoming=config.telemetry.tracing.trust_incoming != "never",
+        limits=wire_limits(config),
+        **_common_settings(process, item),
+    )
 
 
 # -- administration -----------------------------------------------------------------------------------------
 
 
-def worker_socket(config: model.Config, number: int) -> str:
-    """The administrative socket of one worker of several."""
-    return f"{config.admin.socket}.{number}"
+def admin_socket(config: model.Config, worker_number: int | None) -> str:
+    """The path of the Unix socket, "" when it is off. A worker of several has one of its own."""
+    socket_path = str(config.admin.socket or "")
+    if worker_number is None or not socket_path:
+        return socket_path
+    return f"{socket_path}.{worker_number}"
 
 
 def bind_admin(config: model.Config, worker_number: int | None) -> list[tuple[str, socket.socket]]:
     """The doors to listen on, as (door, socket). A worker of several has only its own Unix socket."""
-    path = str(config.admin.socket)
-    if worker_number is not None:
-        path = worker_socket(config, worker_number)
-    Path(path).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    doors = [("unix", bind(Address(path=path)))]
+    doors = []
+    path = admin_socket(config, worker_number)
+    if path:
+        Path(path).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        doors.append(("unix", bind(Address(path=path))))
     if worker_number is None:
         if config.admin.listen is not None:
             doors.append(("loopback", bind(to_address(config.admin.listen))))
@@ -262,9 +358,7 @@ def bind_admin(config: model.Config, worker_number: int | None) -> list[tuple[st
 
 
 def remove_admin(config: model.Config, worker_number: int | None) -> None:
-    path = str(config.admin.socket) if worker_number is None else worker_socket(config, worker_number)
-    with contextlib.suppress(OSError):
-        os.unlink(path)
-
-
-__all__ = ["Source", "logging", "sys"]
+    path = admin_socket(config, worker_number)
+    if path:
+        with contextlib.suppress(OSError):
+            os.unlink(path)

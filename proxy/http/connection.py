@@ -90,7 +90,7 @@ class HttpConnection:
             data = self.engine.take()
             if data:
                 self.stream.push(data)
-                if self.closed:
+                if self.stream.closed:
                     return
         if self.blocked:
             self._unblock()

@@ -22,6 +22,9 @@ class Splice:
         self.sent = 0  # bytes to the caller
         self.received = 0  # bytes from the caller
         self.moved_at = near.poller.now
+        self.cut_at = 0.0  # monotonic: a certificate has ended (S-4), 0 = never
+        self.idle = 0.0  # T-5: seconds without a byte, 0 = no limit
+        self.judge: Callable[[], str] | None = None  # asked again after a policy change: "" or a reason
         self._ended: Callable[[Splice, str], None] | None = ended
         self._near_side = _Side(self, near, far, "downstream_closed")
         self._far_side = _Side(self, far, near, "upstream_closed")
@@ -32,6 +35,18 @@ class Splice:
         """Begin. Neither stream has been read before: what the caller sent early waits in the kernel."""
         self.far.start()
         self.near.start()
+
+    def sweep(self, now: float) -> None:
+        """Compare with the clock, twice a second."""
+        if self.cut_at and now > self.cut_at:
+            self.end("certificate_expired")
+        elif self.idle and now - self.moved_at > self.idle:
+            self.end("idle_timeout")
+
+    def judge_again(self) -> None:
+        reason = self.judge() if self.judge is not None else ""
+        if reason:
+            self.end(reason)
 
     def note(self, side: _Side, size: int) -> None:
         self.moved_at = self.near.poller.now

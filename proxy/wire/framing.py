@@ -15,8 +15,8 @@ from proxy.wire.limits import WireLimits
 
 _VALUE_BYTES = bytes(c for c in range(256) if c == 0x09 or (c >= 0x20 and c != 0x7F))  # RFC 9110 5.5
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")  # below 2^63; a leading zero is octal to some, so refused
-# Registered content codings that a Transfer-Encoding may list and that we do not undo (RFC 9112 7).
-_PSEUDO_HEADERS = 4
+_PSEUDO_HEADERS = 4  # they come on top of the fields L-3 counts
+# Registered codings that a Transfer-Encoding may list and that we do not undo (RFC 9112 7).
 _CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate", b"compress", b"x-compress"})
 OPTIONS_OF_OURS: Final = frozenset({b"close", b"keep-alive", b"te", b"upgrade", b"trailers"})
 NO_OPTIONS: Final[frozenset[bytes]] = frozenset()
@@ -25,7 +25,6 @@ _KNOWN_OPTIONS = {
     **{text: frozenset({b"close"}) for text in (b"close", b"Close")},
     **{text: frozenset({b"upgrade"}) for text in (b"upgrade", b"Upgrade")},
 }
-
 
 
 def check_values(fields: Sequence[tuple[bytes, bytes]], *, strict_space: bool = False) -> bool:

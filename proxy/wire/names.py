@@ -102,15 +102,16 @@ NOT_IN_TRAILERS: Final = PROTECTED_HEADERS | {
 _ONCE = (b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade")
 _KEPT_ONCE = (b"authorization", b"content-type", b"x-request-id", b"traceparent", b"grpc-timeout")
 _COMMON = (
-    b"accept accept-charset accept-encoding accept-language accept-ranges access-control-allow-origin age baggage "
-    b"cache-control content-disposition content-encoding content-language content-location content-range date dnt "
-    b"etag expires forwarded from grpc-accept-encoding grpc-encoding grpc-message grpc-status if-match "
-    b"if-modified-since if-none-match if-range if-unmodified-since last-modified link location max-forwards origin "
-    b"pragma priority range referer retry-after sec-fetch-dest sec-fetch-mode sec-fetch-site sec-fetch-user server "
-    b"set-cookie strict-transport-security tracestate trailer user-agent vary via warning www-authenticate "
-    b"x-content-type-options x-envoy-attempt-count x-forwarded-for x-forwarded-host x-forwarded-port "
-    b"x-forwarded-proto x-frame-options x-real-ip x-requested-with b3 x-b3-traceid x-b3-spanid x-b3-parentspanid "
-    b"x-b3-sampled"
+    b"accept accept-charset accept-encoding accept-language accept-ranges "
+    b"access-control-allow-origin age baggage cache-control content-disposition content-encoding "
+    b"content-language content-location content-range date dnt etag expires forwarded from "
+    b"grpc-accept-encoding grpc-encoding grpc-message grpc-status if-match if-modified-since "
+    b"if-none-match if-range if-unmodified-since last-modified link location max-forwards origin "
+    b"pragma priority range referer retry-after sec-fetch-dest sec-fetch-mode sec-fetch-site "
+    b"sec-fetch-user server set-cookie strict-transport-security tracestate trailer user-agent "
+    b"vary via warning www-authenticate x-content-type-options x-envoy-attempt-count "
+    b"x-forwarded-for x-forwarded-host x-forwarded-port x-forwarded-proto x-frame-options "
+    b"x-real-ip x-requested-with b3 x-b3-traceid x-b3-spanid x-b3-parentspanid x-b3-sampled "
 ).split()
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")  # RFC 9110 5.6.2, lower case

@@ -30,8 +30,9 @@ _HIDDEN_DOTS = re.compile(rb"(?:^|/)(?:\.|%2[eE]){1,2}(?=/|\Z)")
 _SLASHES = re.compile(rb"//+")
 # A segment of dots with parameters, "..;x", also with the semicolon escaped.
 _DOTS_SEMICOLON = re.compile(rb"(?:^|/)\.\.?(?:;|%3B)")
-_ESCAPED_SLASH = re.compile(rb"%(?:25)*(?:2F|5C)")
-_ESCAPED_TWICE = re.compile(rb"%(?:25)+(?:2F|5C|2E|00)")
+# What follows "%25" is plain text and kept as it came, so its case is open.
+_ESCAPED_SLASH = re.compile(rb"%(?:25)*(?:2[Ff]|5[Cc])")
+_ESCAPED_TWICE = re.compile(rb"%(?:25)+(?:2[FfEe]|5[Cc]|00)")
 
 
 def _refuse(raw: bytes, why: str) -> MalformedRequest:

@@ -23,9 +23,18 @@ import re
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
-from proxy.errors import MalformedRequest, MalformedResponse
 from proxy.wire.authority import parse_authority, same_authority
-from proxy.wire.events import Headers, RequestHead, ResponseHead
+from proxy.wire.events import Headers, RequestHead
+from proxy.wire.framing import (
+    NO_OPTIONS,
+    OPTIONS_OF_OURS,
+    body_length,
+    check_sizes,
+    check_values,
+    connection_options,
+    list_members,
+    refuse,
+)
 from proxy.wire.grpc import is_grpc
 from proxy.wire.limits import WireLimits
 from proxy.wire.names import (
@@ -35,7 +44,6 @@ from proxy.wire.names import (
     IDENTITY_HEADERS,
     KEPT_ONCE,
     KINDS,
-    LIST,
     NOT_IN_TRAILERS,
     ONCE,
     OURS,
@@ -48,6 +56,7 @@ from proxy.wire.names import (
     learn,
 )
 from proxy.wire.path import canonical_path
+from proxy.wire.validate_response import check_h2_response, check_response, frame_response
 
 __all__ = [
     "IDENTITY_HEADERS",
@@ -72,7 +81,11 @@ _NOT_ALLOWED = frozenset({b"CONNECT", b"TRACE", b"TRACK"})  # 2.3, S-20
 
 _TARGET_BYTES = bytes(c for c in range(0x21, 0x7F) if c not in b'"#<>')
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(.*)", re.DOTALL)
-def _sort_fields(fields: Sequence[tuple[bytes, bytes]], version: int, drop_underscore: bool) -> tuple[Headers, dict[bytes, bytes]]:
+
+
+def _sort_fields(
+    fields: Sequence[tuple[bytes, bytes]], version: int, drop_underscore: bool
+) -> tuple[Headers, dict[bytes, bytes]]:
     """Field list -> (end-to-end fields, those we act on by name). Names are checked, values are not."""
     headers: Headers = []
     keep = headers.append
@@ -216,7 +229,9 @@ def _check_target(method: bytes, target: bytes, limits: WireLimits) -> tuple[byt
     return path, path + target[mark:]
 
 
-def _check_authority(authority: bytes, host: bytes | None, scheme: bytes, version: int) -> tuple[bytes, bytes]:
+def _check_authority(
+    authority: bytes, host: bytes | None, scheme: bytes, version: int
+) -> tuple[bytes, bytes]:
     """-> (authority, host) in canonical form. HTTP/1.1: absolute-form replaces Host; HTTP/2: they must agree."""
     if host is None:
         if version != 20:
@@ -267,7 +282,7 @@ def _apply_te(head: RequestHead, te: bytes) -> None:
 
 
 def _apply_expect(head: RequestHead, expectation: bytes) -> None:
-    """S-14; RFC 9110 10.1.1: an HTTP/1.0 caller's expectation is ignored, and without a body there is nothing to wait for."""
+    """S-14. An HTTP/1.0 caller's expectation is ignored (RFC 9110 10.1.1); without a body nothing is waited for."""
     if expectation.lower() != b"100-continue":
         refuse("expectation_failed", expectation)
     head.expects_continue = head.version != 10 and head.length != 0

@@ -1,4 +1,4 @@
-"""Response heads, parsed as strictly as requests: the app is not trusted with the next caller's answer (S-31). Pure."""
+"""Response heads, read as strictly as requests: the app is not trusted with the next caller's answer (S-31). Pure."""
 
 from __future__ import annotations
 
@@ -63,7 +63,11 @@ def frame_response(
 
 
 def _frame_response(
-    status: int, fields: Sequence[tuple[bytes, bytes]], version: int, request_method: bytes, limits: WireLimits
+    status: int,
+    fields: Sequence[tuple[bytes, bytes]],
+    version: int,
+    request_method: bytes,
+    limits: WireLimits,
 ) -> tuple[ResponseHead, bool, bool]:
     if not 100 <= status <= 599:
         refuse("bad_status_line", str(status))
@@ -101,7 +105,7 @@ def _sort_response(fields: Sequence[tuple[bytes, bytes]]) -> tuple[Headers, dict
             kind = learn(name)
         if kind <= KEPT_ONCE or kind == COOKIE:
             headers.append(field)
-        elif kind == ONCE or kind == LIST:
+        elif kind in (ONCE, LIST):
             if name in found and kind == ONCE:
                 refuse("duplicate_header", name)
             found[name] = found[name] + b", " + field[1] if name in found else field[1]
