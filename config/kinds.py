@@ -35,6 +35,11 @@ class Reading:
     def __init__(self, base: Path) -> None:
         self.base = base
         self.nodes: dict[str, Node] = {}
+        self.kept: dict[str, list[int]] = {}  # by path of a list: which of its items could be read
+
+    def path(self, node: Node, text: str) -> Path:
+        """The path that ``text`` means where ``node`` stands."""
+        return Path(node.document.folder or self.base) / Path(text).expanduser()
 
 
 class Kind(Generic[T]):
@@ -127,6 +132,10 @@ def _number(text: str) -> float:
     return float(text)
 
 
+def _plain(value: float) -> float:
+    return int(value) if value == int(value) else value
+
+
 def duration(least: float = 0.0, most: float = 366 * 86400.0) -> Between[float]:
     """Seconds. 0 means "no limit" wherever ``least`` allows it."""
     schema = {"type": "string", "pattern": r"^(0|([0-9.]+(h|m|s|ms))+)$"}
@@ -145,7 +154,7 @@ def integer(least: int = 0, most: int = 2**31) -> Between[int]:
 
 def number(least: float = 0.0, most: float = 1e9) -> Between[float]:
     schema = {"type": "number", "minimum": least, "maximum": most}
-    return Between(Parsed("a number", _number, lambda value: value, schema), least, most)
+    return Between(Parsed("a number", _number, _plain, schema), least, most)
 
 
 class IntegerOr(Kind[int]):
@@ -196,7 +205,7 @@ class FilePath(Kind[Path]):
         if "\0" in text or not text:
             node.report("SW0105", f"{node.shown} is not a path")
             return INVALID
-        return reading.base / Path(text).expanduser()
+        return reading.path(node, text)
 
     def show(self, value: Path) -> Any:
         return str(value)
@@ -221,7 +230,7 @@ class Where(Kind[Address]):
             code = "SW0120" if text.startswith("systemd:") else "SW0105"
             node.report(code, f"{node.shown} is not an address that can be used here", hint=str(error))
             return INVALID
-        return Address(path=str(reading.base / found.path)) if found.path else found
+        return Address(path=str(reading.path(node, found.path))) if found.path else found
 
     def show(self, value: Address) -> Any:
         return str(value)
@@ -264,8 +273,9 @@ class Many(Kind["tuple[T, ...]"]):
             return INVALID
         for item in nodes:
             reading.nodes[item.path] = item
-        found = [self.item.read(item, reading) for item in nodes]
-        return tuple(item for item in found if not isinstance(item, Invalid))
+        read = [(index, self.item.read(item, reading)) for index, item in enumerate(nodes)]
+        reading.kept[node.path] = [index for index, item in read if not isinstance(item, Invalid)]
+        return tuple(item for _, item in read if not isinstance(item, Invalid))
 
     def show(self, value: tuple[T, ...]) -> Any:
         return [self.item.show(item) for item in value]

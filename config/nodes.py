@@ -53,6 +53,7 @@ class Document:
         self.lines = lines
         self.problems = problems
         self.title = ""  # "AuthorizationPolicy shop/web", once it is known
+        self.folder = ""  # where relative paths begin, when not where those of the file do
         self.root: Node | None = None
 
     def snippet(self, line: int) -> str:
@@ -63,6 +64,7 @@ class Node:
     """A mapping, a sequence or a scalar, with its place. ``line`` and ``column`` count from 1."""
 
     __slots__ = (
+        "broken",
         "column",
         "document",
         "end_column",
@@ -88,6 +90,7 @@ class Node:
         self.text = ""  # of a scalar, after ${..} was filled in
         self.written = ""  # as it stands in the file
         self.quoted = False
+        self.broken = False  # reported already: nobody need complain about its text as well
         self.secret = False  # the text came from ${file:..}: it is never shown
         self.path = ""
         self.key: Node | None = None  # of a value in a mapping
@@ -189,6 +192,8 @@ class Node:
 
     def string(self) -> str | None:
         """The text of a scalar that is there (SW0103)."""
+        if self.broken:
+            return None
         if self.kind != "scalar" or self.is_null:
             self._wrong_kind("scalar")
             return None
@@ -333,6 +338,7 @@ class _Builder:
         # A plain or quoted scalar has no tag; "!" alone (a string, whatever it looks like) says nothing new.
         tag = getattr(event, "tag", None)
         if tag not in (None, "!"):
+            tag = tag.replace("tag:yaml.org,2002:", "!!")
             node.report("SW0109", f"the tag '{tag}' is not allowed", hint="leave it out; fields know their types")
         return node
 

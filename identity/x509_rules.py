@@ -72,7 +72,7 @@ PEER_REASONS: Final = frozenset(
 
 MAX_DEPTH: Final = 5  # the authority's distance from the leaf (S-2.1)
 _MAX_STEPS: Final = 64  # certificates visited while searching; an honest chain needs as many as it is long
-_MAX_CANDIDATES: Final = 4  # paths whose signatures are tried: the same names with renewed keys
+_MAX_CANDIDATES: Final = 8  # paths whose signatures are tried: the same names with renewed keys
 _MIN_RSA: Final = 2048
 _MAX_RSA: Final = 8192  # a verification of 16384 bits costs about a millisecond
 _CURVES: Final = frozenset({"secp256r1", "secp384r1"})
@@ -283,29 +283,54 @@ def build_path(
 
 
 class _Search:
-    """Depth first over issuer names, authorities before presented certificates."""
+    """Depth first over issuer names, authorities before presented certificates.
+
+    Where both sides tell a key identifier (RFC 5280 4.2.1.1) it must agree, as OpenSSL has it too: bundles may
+    hold many authorities of one name, which SPIRE's servers used to make."""
 
     def __init__(self, presented: Sequence[x509.Certificate], authorities: Sequence[x509.Certificate]) -> None:
         self.too_deep = False
-        self._presented = [(cert, cert.subject) for cert in presented]
-        self._authorities = [(cert, cert.subject) for cert in authorities]
+        self._presented = [_Signer(cert) for cert in presented]
+        self._authorities = [_Signer(cert) for cert in authorities]
         self._steps = 0
 
     def paths(self, path: tuple[x509.Certificate, ...]) -> Iterator[tuple[x509.Certificate, ...]]:
         self._steps += 1
         if self._steps > _MAX_STEPS:
             raise SvidError("chain_too_long", "too many certificates of the same name")
-        issuer = path[-1].issuer
-        for authority, subject in self._authorities:
-            if subject == issuer:
-                yield (*path, authority)
-        for cert, subject in self._presented:
-            if subject != issuer or cert in path:
+        issuer, key_id = path[-1].issuer, _authority_key_id(path[-1])
+        for authority in self._authorities:
+            if authority.may_be(issuer, key_id):
+                yield (*path, authority.cert)
+        for signer in self._presented:
+            if not signer.may_be(issuer, key_id) or signer.cert in path:
                 continue
             if len(path) == MAX_DEPTH:
                 self.too_deep = True
                 return
-            yield from self.paths((*path, cert))
+            yield from self.paths((*path, signer.cert))
+
+
+class _Signer:
+    """A certificate that may have signed others, with what it is found by."""
+
+    __slots__ = ("_key_id", "_subject", "cert")
+
+    def __init__(self, cert: x509.Certificate) -> None:
+        self.cert = cert
+        self._subject = cert.subject
+        own = _extension(cert, x509.SubjectKeyIdentifier)
+        self._key_id = own.value.digest if own is not None else None
+
+    def may_be(self, issuer: x509.Name, key_id: bytes | None) -> bool:
+        if self._subject != issuer:
+            return False
+        return key_id is None or self._key_id is None or key_id == self._key_id
+
+
+def _authority_key_id(cert: x509.Certificate) -> bytes | None:
+    found = _extension(cert, x509.AuthorityKeyIdentifier)
+    return found.value.key_identifier if found is not None else None
 
 
 def _timed(path: tuple[x509.Certificate, ...]) -> Path:

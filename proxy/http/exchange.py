@@ -122,7 +122,12 @@ class Exchange:
         self.up_id = client.open(self, ended)
         waiting, self._waiting, self._waiting_size = self._waiting, [], 0
         for data, size, end in waiting:
-            self.request_data(data, size, end)
+            if self.finished:  # an earlier piece was one too many (L-6)
+                self.server.acknowledge(self.stream_id, size)
+            else:
+                self.request_data(data, size, end)
+        if waiting and not self.server.held:
+            self.server.stream.resume()  # the counterpart of the pause in ``_wait``
 
     def request_data(self, data: bytes, size: int, end: bool) -> None:
         """Body bytes of the caller (``size`` to acknowledge); ``end`` when they are the last."""
@@ -130,6 +135,7 @@ class Exchange:
         self.request_ended = self.request_ended or end
         client = self.client
         if self.most_body and self.record.bytes_received + len(data) > self.most_body:
+            self.server.acknowledge(self.stream_id, size)
             self.fail(SidewallError(reason="body_too_large"))
             return
         if client is None:
@@ -143,7 +149,7 @@ class Exchange:
         if end and self.response_ended:
             self.response_done()  # a tunnel whose other direction had ended before
             return
-        if client.backlog(self.up_id) < HIGH_WATER:
+        if not size or client.backlog(self.up_id) < HIGH_WATER:  # nothing to give back: nothing to hold for
             self.server.acknowledge(self.stream_id, size)
             return
         if not self._held_request:

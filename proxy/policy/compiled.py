@@ -63,7 +63,7 @@ _SOURCE_TABLES: Final = ("principals", "namespaces")
 _OPERATION_TABLES: Final = ("paths", "hosts", "methods")
 
 
-class Test:
+class Condition:
     """One compiled clause."""
 
     __slots__ = ("_get", "_matches", "clause", "fact", "negative", "patterns", "side")
@@ -90,7 +90,7 @@ class Test:
         return found
 
 
-Tests = tuple[Test, ...]
+Conditions = tuple[Condition, ...]
 
 
 class CompiledRule:
@@ -102,8 +102,8 @@ class CompiledRule:
         self,
         policy: AuthorizationPolicy,
         index: int,
-        sources: tuple[Tests, ...],
-        operations: tuple[Tests, ...],
+        sources: tuple[Conditions, ...],
+        operations: tuple[Conditions, ...],
     ) -> None:
         self.policy = policy
         self.index = index
@@ -115,7 +115,7 @@ class CompiledRule:
     def matches(self, request: AccessRequest) -> bool:
         return _any_holds(self.sources, request) and _any_holds(self.operations, request)
 
-    def misses(self, request: AccessRequest) -> list[Test]:
+    def misses(self, request: AccessRequest) -> list[Condition]:
         """The clauses that fail in the source and in the operation that come nearest. Empty: it matches."""
         return _fewest(self.sources, request) + _fewest(self.operations, request)
 
@@ -126,14 +126,14 @@ class CompiledRule:
         return bool(misses) and misses[0].side == FROM, len(misses), self.rank
 
     @property
-    def tests(self) -> Iterator[Test]:
+    def tests(self) -> Iterator[Condition]:
         return (test for side in (self.sources, self.operations) for tests in side for test in tests)
 
     def __str__(self) -> str:
         return f"{self.policy}#{self.index}"
 
 
-def _any_holds(entries: tuple[Tests, ...], request: AccessRequest) -> bool:
+def _any_holds(entries: tuple[Conditions, ...], request: AccessRequest) -> bool:
     if not entries:
         return True
     for tests in entries:
@@ -145,7 +145,7 @@ def _any_holds(entries: tuple[Tests, ...], request: AccessRequest) -> bool:
     return False
 
 
-def _fewest(entries: tuple[Tests, ...], request: AccessRequest) -> list[Test]:
+def _fewest(entries: tuple[Conditions, ...], request: AccessRequest) -> list[Condition]:
     failing = ([test for test in tests if not test.holds(request)] for tests in entries)
     return min(failing, key=len, default=[])
 
@@ -175,11 +175,11 @@ def _compile_rule(
     return CompiledRule(policy, index, sources, operations)
 
 
-def _compile_side(entries: tuple[Entry, ...], side: str, protocol: str) -> tuple[Tests, ...]:
+def _compile_side(entries: tuple[Entry, ...], side: str, protocol: str) -> tuple[Conditions, ...]:
     # An entry that lost all its clauses to TCP stays, as one that holds always.
     return tuple(
         tuple(
-            Test(clause, side)
+            Condition(clause, side)
             for clause in entry.clauses
             if protocol == HTTP or clause.fact not in FIELDS or not FIELDS[clause.fact].http_only
         )
@@ -315,7 +315,7 @@ def _operation_keys(rule: CompiledRule, order: Sequence[str]) -> set[tuple[str, 
     return keys if len(keys) * callers <= _WIDEST else set()
 
 
-def _keys(entries: tuple[Tests, ...], order: Sequence[str]) -> set[tuple[str, Key]]:
+def _keys(entries: tuple[Conditions, ...], order: Sequence[str]) -> set[tuple[str, Key]]:
     """Keys of which every request that satisfies one of ``entries`` has at least one; empty: there are none."""
     found: set[tuple[str, Key]] = set()
     for tests in entries:
@@ -326,7 +326,7 @@ def _keys(entries: tuple[Tests, ...], order: Sequence[str]) -> set[tuple[str, Ke
     return found
 
 
-def _entry_keys(tests: Tests, order: Sequence[str]) -> list[tuple[str, Key]]:
+def _entry_keys(tests: Conditions, order: Sequence[str]) -> list[tuple[str, Key]]:
     for name in order:
         for test in tests:
             if test.fact == name and not test.negative and (keys := test.patterns.keys()):

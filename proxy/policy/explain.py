@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from config.resources.authorization import Action, AuthorizationPolicy, Clause, Entry, Place, Rule
-from proxy.policy.compiled import FIELDS, CompiledRule, Test, http_fields
+from proxy.policy.compiled import FIELDS, CompiledRule, Condition, http_fields
 from proxy.policy.engine import (
     DENIED,
     FAILED,
@@ -177,14 +177,14 @@ def _rule_verdict(rule: CompiledRule, request: AccessRequest, near: CompiledRule
     return RuleVerdict(rule.index, tuple(clauses), ignored, True)
 
 
-def _clause_verdict(test: Test, request: AccessRequest, entry: int | None, nearest: bool) -> ClauseVerdict:
+def _clause_verdict(test: Condition, request: AccessRequest, entry: int | None, nearest: bool) -> ClauseVerdict:
     label = test.side if entry is None else test.side.replace(".", f"[{entry}].", 1)
     holds = test.holds(request)
     text = _text(test, test.value(request), holds)
     return ClauseVerdict(f"{label}.{test.clause.field}", holds, text, nearest, test.clause)
 
 
-def _text(test: Test, value: str | int | None, holds: bool) -> str:
+def _text(test: Condition, value: str | int | None, holds: bool) -> str:
     listed = _list(test.clause.values)
     hits = [] if value is None else [v for v in test.clause.values if _matches(test.fact, v, value)]
     if test.negative:
@@ -229,7 +229,7 @@ def _edits(rule: CompiledRule, request: AccessRequest) -> tuple[Edit, ...]:
     return tuple(edits)
 
 
-def _mended(test: Test, value: str | int | None) -> tuple[str, ...] | None:
+def _mended(test: Condition, value: str | int | None) -> tuple[str, ...] | None:
     """The values with which the clause would hold; None when no exact value can say it."""
     if value is None:
         return None

@@ -41,7 +41,18 @@ class ChunkedReader:
     After ``feed`` returned True, ``trailers`` holds what may pass of them, ``rest`` the bytes that followed.
     """
 
-    __slots__ = ("_body", "_extensions", "_fields", "_left", "_limits", "_line", "_size", "_state", "rest", "trailers")
+    __slots__ = (
+        "_body",
+        "_extensions",
+        "_fields",
+        "_left",
+        "_limits",
+        "_line",
+        "_size",
+        "_state",
+        "rest",
+        "trailers",
+    )
 
     def __init__(self, limits: WireLimits, *, fields: int = 0, size: int = 0) -> None:
         self._limits = limits
@@ -104,7 +115,7 @@ class ChunkedReader:
         if self._state == _TRAILERS:
             if bad_bytes(line):
                 _refuse("control character, bare CR or LF", "bad_trailer")
-            self._count_trailer(len(line), 0)
+            self._count_trailer(len(line))
         elif not _BEGUN.fullmatch(line):
             _refuse("size")
         elif len(line) > self._limits.chunk_line:
@@ -129,10 +140,10 @@ class ChunkedReader:
         self._left = size
         self._state = _DATA if size else _TRAILERS
 
-    def _count_trailer(self, size: int, fields: int) -> None:
+    def _count_trailer(self, size: int) -> None:
         if self._size + size > self._limits.head or size > self._limits.header:
             _refuse("trailers", "head_too_large")
-        if self._fields + fields > self._limits.headers:
+        if self._fields > self._limits.headers:
             _refuse("trailers", "too_many_headers")
 
     def _read_trailer(self, line: bytes) -> None:
@@ -143,9 +154,9 @@ class ChunkedReader:
         name, colon, value = line.partition(b":")
         if not colon or bad_bytes(line) or line[-1:] == b"\r":
             _refuse(repr(line[:64]), "bad_trailer")
-        self._size += len(line) + 2
         self._fields += 1
-        self._count_trailer(0, 0)
+        self._count_trailer(len(line))
+        self._size += len(line) + 2
         self.trailers.append((name.lower(), value.strip(b" \t")))
 
 

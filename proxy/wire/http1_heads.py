@@ -61,7 +61,7 @@ class HeadReader:
         self._limits = limits
         self._requests = requests
         self._sink = _Fields()
-        self._parser: httptools.HttpParser | None = None
+        self._parser: httptools.HttpRequestParser | httptools.HttpResponseParser | None = None
 
     def read_request(self, raw: bytes) -> tuple[bytes, bytes, int, Headers]:
         """One head -> (method, target, version 10 or 11, fields). Raises MalformedRequest."""
@@ -119,7 +119,8 @@ class HeadReader:
         if parser is None:
             make = httptools.HttpRequestParser if self._requests else httptools.HttpResponseParser
             parser = self._parser = make(sink)
-        sink.fields = fields = []
+        fields: Headers = []
+        sink.fields = fields
         try:
             parser.feed_data(raw)
         except httptools.HttpParserUpgrade:
@@ -234,7 +235,9 @@ class HeadBuffer:
         seam = bytes(buffer[-1:])
         buffer += data
         if bad_bytes(data if seam != b"\r" else seam + data):
-            _refuse("bad_header_value" if b"\r\n" in buffer else self._reason, "control character, bare CR or LF")
+            _refuse(
+                "bad_header_value" if b"\r\n" in buffer else self._reason, "control character, bare CR or LF"
+            )
         self._lines += data.count(b"\n")
         if not self._lines and len(buffer) > limits.request_line:
             _refuse("uri_too_long")

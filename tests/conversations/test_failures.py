@@ -77,7 +77,8 @@ async def test_a_denied_grpc_call_is_trailers_only_with_status_seven(nursery: tr
 
 async def test_a_policy_swap_ends_what_it_no_longer_allows(nursery: trio.Nursery, tmp_path: Path) -> None:
     app = await start_app(nursery, http2=True)
-    async with open_mesh(tmp_path, app.port) as mesh, open_client(mesh.port, http2=True) as client:
+    h2 = {"cluster": {"protocol": "h2"}}
+    async with open_mesh(tmp_path, app.port, api=h2) as mesh, open_client(mesh.port, http2=True) as client:
         stream_id = await client.begin("POST", "/echo", [(b"content-type", b"application/grpc")], length=None, end=False)
         await client.send(stream_id, b"x", False)
         await client.wait(stream_id, head=True)
@@ -201,7 +202,7 @@ async def test_the_callers_own_deadline_is_kept(nursery: trio.Nursery, tmp_path:
 async def test_more_requests_than_a_peer_may_have_in_flight_are_refused(nursery: trio.Nursery, tmp_path: Path) -> None:
     app = await start_app(nursery, http2=True)
     async with (
-        open_mesh(tmp_path, app.port, api={"caps": Caps(requests_per_peer=3)}) as mesh,
+        open_mesh(tmp_path, app.port, api={"caps": Caps(requests_per_peer=3), "cluster": {"protocol": "h2"}}) as mesh,
         open_client(mesh.port, http2=True) as client,
     ):
         ids = [await client.begin("GET", "/slow/0.3", [], length=0, end=True) for _ in range(5)]

@@ -112,7 +112,7 @@ def test_decisions_equal_those_of_a_plain_reading_of_the_documents(
     policies = compile_policies(read, API, default)
     with patch.object(compiled, "_SMALL", 0):  # every rule through the tables
         tabled = compile_policies(read, API, default)
-    cache = DecisionCache(policies, 4)
+    cache = DecisionCache(policies, 16)
     for raw in requests:
         request = {**raw, "namespace": namespace_of(raw["principal"])}
         word, by = judge(documents, request, namespace="shop", labels=LABELS, root="istio-system", default=default)

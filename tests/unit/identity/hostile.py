@@ -111,14 +111,14 @@ def _weak_leaf(weakness: str) -> Hostile:
     return Hostile(f"leaf signed with {weakness}", "weak_signature", make)
 
 
-def _weak_issuing() -> Hostile:
+def _weak_issuing(weakness: str) -> Hostile:
     signer = rsa_key("root")
 
     def make() -> list[bytes]:
-        return chain(leaf(), weakly_signed(issuing(signer=signer), signer, "sha1"))
+        return chain(leaf(), weakly_signed(issuing(signer=signer), signer, weakness))
 
     return Hostile(
-        "intermediate signed with sha1",
+        f"intermediate signed with {weakness}",
         "weak_signature",
         make,
         lambda: bundles(root(public_key=signer.public_key(), signer=signer)),
@@ -297,5 +297,7 @@ HOSTILE = [
     _weak_leaf("sha1"),
     _weak_leaf("md5"),
     _weak_leaf("sha224"),
-    _weak_issuing(),
+    _weak_leaf("md2"),
+    _weak_issuing("sha1"),
+    _weak_issuing("sha224"),
 ]

@@ -177,6 +177,7 @@ def tlv(tag: int, content: bytes) -> bytes:
 _RSA_SHA256 = bytes.fromhex("06092a864886f70d01010b0500")
 WEAK = {
     "sha1": (bytes.fromhex("06092a864886f70d0101050500"), hashes.SHA1()),
+    "md2": (bytes.fromhex("06092a864886f70d0101020500"), hashes.SHA1()),  # unknown to the library
     "md5": (bytes.fromhex("06092a864886f70d0101040500"), hashes.MD5()),
     "sha224": (bytes.fromhex("06092a864886f70d01010e0500"), hashes.SHA224()),
 }

@@ -11,7 +11,6 @@ from proxy.policy.engine import (
     AccessRequest,
     CompiledPolicies,
     Decision,
-    DecisionCache,
     Permit,
     WorkloadFacts,
     authorize,
@@ -37,25 +36,6 @@ def compiled(default: engine.Default = "deny", **specs: object) -> CompiledPolic
     return compile_policies(policies_of(specs), API, default)  # type: ignore[arg-type]
 
 
-def cache_of(policies: CompiledPolicies, size: int = 64) -> DecisionCache:
-    return DecisionCache(policies, size)
-
-
-def ask_cache(cache: DecisionCache, path: bytes = b"/orders/1", caller: str = "web", port: int = 8080) -> Decision:
-    try:
-        permit = cache.authorize(
-            principal=f"td/ns/shop/sa/{caller}",
-            namespace="shop",
-            port=port,
-            method=b"GET",
-            host=b"api.shop",
-            path=path,
-        )
-    except AccessDenied as error:
-        return error.decision
-    return permit.decision
-
-
 # -- total and closed ---------------------------------------------------------------------------------------
 
 
@@ -73,23 +53,6 @@ def test_a_protocol_that_is_neither_http_nor_tcp_is_denied() -> None:
     request = ask("web GET /orders/1")
     request.protocol = "udp"
     assert decide(compiled("istio"), request).reason == "authorization_failed"
-
-
-def test_a_failed_evaluation_is_not_remembered() -> None:
-    cache = cache_of(compiled(a=WEB_READS))
-    denied = None
-    with pytest.raises(AccessDenied) as caught:
-        cache.authorize(
-            principal=7,  # type: ignore[arg-type]
-            namespace=None,
-            port=1,
-            method=b"GET",
-            host=b"h",
-            path=b"/",
-        )
-    denied = caught.value.decision
-    assert denied.reason == "authorization_failed"
-    assert len(cache) == 0
 
 
 def test_a_field_that_the_engine_does_not_know_is_refused_when_compiling() -> None:
@@ -311,89 +274,6 @@ def test_a_rule_of_many_callers_and_many_paths_does_not_take_their_product() -> 
     assert told(decide(policies, ask("s77 GET /200"))) == "deny"
     root = policies.tables["http"][Action.ALLOW]._root
     assert all(not hasattr(node, "_indexes") for node in root.named(ask("s77 GET /123")))
-
-
-# -- the cache ----------------------------------------------------------------------------------------------
-
-
-def test_a_hit_asks_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = cache_of(compiled(a=WEB_READS))
-    first = ask_cache(cache)
-    monkeypatch.setattr(engine, "decide", lambda *args: pytest.fail("asked again"))
-    assert ask_cache(cache) is first
-
-
-def test_denials_are_remembered_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = cache_of(compiled(a=WEB_READS))
-    first = ask_cache(cache, caller="cart")
-    monkeypatch.setattr(engine, "decide", lambda *args: pytest.fail("asked again"))
-    assert not first.allowed
-    assert ask_cache(cache, caller="cart") is first
-
-
-@pytest.mark.parametrize(
-    ("source", "operation", "facts"),
-    [
-        (None, None, frozenset()),
-        ({"principals": ["*"]}, None, {"principals"}),
-        ({"notNamespaces": ["a"]}, {"methods": ["GET"], "notHosts": ["x"]}, {"namespaces", "methods", "hosts"}),
-        (None, {"paths": ["/*"], "notPorts": ["1"]}, {"paths", "ports"}),
-    ],
-)
-def test_the_facts_that_policies_look_at_are_known(
-    source: dict[str, list[str]] | None, operation: dict[str, list[str]] | None, facts: frozenset[str]
-) -> None:
-    rule: dict[str, object] = {}
-    if source:
-        rule["from"] = [{"source": source}]
-    if operation:
-        rule["to"] = [{"operation": operation}]
-    assert compiled(a={"rules": [rule]}).http_facts_used == facts
-
-
-def test_paths_that_no_policy_looks_at_share_an_entry() -> None:
-    cache = cache_of(compiled(a={"rules": [{"from": [{"source": {"principals": ["*/sa/web"]}}]}]}))
-    for n in range(1000):
-        assert ask_cache(cache, f"/{n}".encode()).allowed
-    assert len(cache) == 1
-
-
-def test_ports_are_told_apart_where_a_policy_looks_at_them() -> None:
-    cache = cache_of(compiled(a={"rules": [{"to": [{"operation": {"ports": ["8080"]}}]}]}))
-    assert ask_cache(cache, port=8080).allowed
-    assert not ask_cache(cache, port=8081).allowed
-    assert ask_cache(cache, port=8080).allowed
-
-
-def test_the_cache_never_grows_beyond_its_bound() -> None:
-    cache = cache_of(compiled(a=WEB_READS), 10)
-    for n in range(1000):
-        ask_cache(cache, f"/orders/{n}".encode())
-        assert len(cache) <= 10
-
-
-def test_what_is_in_use_survives_a_flood_of_made_up_paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = cache_of(compiled(a=WEB_READS), 100)
-    kept = ask_cache(cache)
-    for n in range(1000):
-        ask_cache(cache, f"/flood/{n}".encode())
-        if n % 20 == 0:
-            with monkeypatch.context() as patch:
-                patch.setattr(engine, "decide", lambda *args: pytest.fail("was forgotten"))
-                assert ask_cache(cache) is kept
-
-
-def test_very_long_requests_are_decided_and_not_remembered() -> None:
-    cache = cache_of(compiled(a=WEB_READS))
-    assert ask_cache(cache, b"/orders/" + b"x" * 2000).allowed
-    assert len(cache) == 0
-
-
-def test_bytes_above_ascii_are_compared_as_bytes() -> None:
-    policies = compiled(a={"rules": [{"to": [{"operation": {"paths": ["/é"]}}]}]})
-    cache = cache_of(policies)
-    assert ask_cache(cache, "/é".encode()).allowed
-    assert not ask_cache(cache, "/é".encode("latin-1")).allowed
 
 
 def test_only_ascii_letters_of_a_host_are_folded() -> None:
