@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any, Final
 
 from config.kinds import Kind, Many, Named, Schema
@@ -12,6 +11,7 @@ from config.overrides import PREFIX
 from config.problems import suggest
 from config.settings import Section, Setting, describe, settings_of
 
+_ENTRY: Final = ("0", "NAME")  # how a variable names an entry of a list, and of a mapping
 ID: Final = "https://sidewall.dev/schema/v1.json"
 
 
@@ -44,27 +44,20 @@ def explain_setting(path: str) -> str:
 def _find(path: str) -> tuple[Setting, list[str]]:
     section: Section[Any] | None = CONFIG
     row, steps = None, []
-    parts = iter(re.sub(r"\[(\d+)\]", r".\1", path).split("."))
-    for part in parts:
+    for part in re.sub(r"\[(\d+)\]", r".\1", path).split("."):
         table = settings_of(section.cls) if section is not None else {}
+        if part not in table and row is not None and steps[-1] in _ENTRY:
+            continue  # the name or number of an entry may stand in the path, or be left out
         if part not in table:
             raise NoSuchSetting(f"there is no setting '{path}': {suggest(part, table) or f'{part} is not known'}")
         row = table[part]
         steps.append(_upper(part))
         section = _inner(row.kind)
-        steps += _skip_index(row.kind, parts)
+        if section is not None and section is not row.kind:
+            steps.append(_ENTRY[isinstance(row.kind, Named)])
     if row is None:
         raise NoSuchSetting("name a setting, such as inbound.timeouts")
     return row, steps
-
-
-def _skip_index(kind: Kind[Any], parts: Iterator[str]) -> list[str]:
-    """Names and numbers of entries may stand in the path, or be left out."""
-    if isinstance(kind, Many) and isinstance(kind.item, Section):
-        return ["0"]
-    if isinstance(kind, Named) and isinstance(kind.item, Section):
-        return ["NAME"]
-    return []
 
 
 def _inner(kind: Kind[Any]) -> Section[Any] | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ from proxy.lifecycle import Runtime, Worker
 from proxy.net.listener import Address, Bucket, Listener, ListenFailed, bind
 from proxy.net.poller import Poller
 from proxy.net.tls import Credentials
+from proxy.policy.engine import CompiledPolicies
 from proxy.service import HttpService
 
 _CONFIG_EXIT = 78
@@ -114,7 +116,7 @@ class Process:
                 await self._shut_down()
                 nursery.cancel_scope.cancel()
         finally:
-            await self._end(doors)
+            await self._end()
         return 0
 
     def _log_started(self) -> None:
@@ -138,7 +140,7 @@ class Process:
         left = await self.worker.drain(seconds)
         log.info("stopped", extra={"event": "stopped", "connections_cut": left})
 
-    async def _end(self, doors: list[tuple[str, object]]) -> None:
+    async def _end(self) -> None:
         self.worker.stop_accepting()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 2.0):
             await self.telemetry.close()
@@ -208,7 +210,7 @@ class Process:
 
     # -- listeners and clusters ---------------------------------------------------------------------------
 
-    def _bind_all(self) -> dict[str, tuple[Address, object]]:
+    def _bind_all(self) -> dict[str, tuple[Address, socket.socket]]:
         shared = self.worker_number is not None
         sockets = {}
         for item in wiring.listeners(self.loaded.config):
@@ -234,12 +236,12 @@ class Process:
         inbound = service.settings.direction == "inbound"
         return self.worker.may_accept, self.worker.pace if inbound else None
 
-    def _listen(self, sockets: Mapping[str, tuple[Address, object]]) -> None:
+    def _listen(self, sockets: Mapping[str, tuple[Address, socket.socket]]) -> None:
         for item in wiring.listeners(self.loaded.config):
             service = wiring.make_service(self, item)
             self.services[item.key] = service
             sock = sockets[item.key][1]
-            listener = Listener(self.poller, sock, service.accept, *self._gates(service))  # type: ignore[arg-type]
+            listener = Listener(self.poller, sock, service.accept, *self._gates(service))
             self.worker.listeners[item.key] = listener
             listener.start()
 
@@ -284,21 +286,21 @@ class Process:
             self.worker.runtime.generation, successful=not problems, now=self.last_reload_at
         )
 
-    def _bind_new(self, loaded: Loaded) -> dict[str, tuple[Address, object]]:
+    def _bind_new(self, loaded: Loaded) -> dict[str, tuple[Address, socket.socket]]:
         shared = self.worker_number is not None
-        fresh: dict[str, tuple[Address, object]] = {}
+        fresh: dict[str, tuple[Address, socket.socket]] = {}
         try:
             for item in wiring.listeners(loaded.config):
                 if item.key not in self.worker.listeners:
                     fresh[item.key] = (item.address, bind(item.address, shared=shared))
         except ListenFailed:
             for _, sock in fresh.values():
-                sock.close()  # type: ignore[attr-defined]
+                sock.close()
             raise
         return fresh
 
     def _apply(
-        self, loaded: Loaded, policies: object, sockets: Mapping[str, tuple[Address, object]]
+        self, loaded: Loaded, policies: CompiledPolicies, sockets: Mapping[str, tuple[Address, socket.socket]]
     ) -> None:
         old, self.loaded = self.loaded, loaded
         self.trust_domain = wiring.find_trust_domain(loaded.config) or self.trust_domain
@@ -312,10 +314,10 @@ class Process:
         for key in sockets:
             item = wanted[key]
             service = self.services[key] = wiring.make_service(self, item)
-            listener = Listener(self.poller, sockets[key][1], service.accept, *self._gates(service))  # type: ignore[arg-type]
+            listener = Listener(self.poller, sockets[key][1], service.accept, *self._gates(service))
             self.worker.listeners[key] = listener
             listener.start()
-        self.worker.swap(Runtime(generation, policies))  # type: ignore[arg-type]
+        self.worker.swap(Runtime(generation, policies))
         if wiring.identity_changed(old.config, loaded.config):
             if self._identity_scope is not None:
                 self._identity_scope.cancel()
@@ -329,8 +331,8 @@ class Process:
                 connection.drain()
 
 
-async def _serve_door(admin: Admin, sock: object, door: str) -> None:
-    await admin.serve(sock, door=door)  # type: ignore[arg-type]
+async def _serve_door(admin: Admin, sock: socket.socket, door: str) -> None:
+    await admin.serve(sock, door=door)
 
 
 def serve(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 
@@ -62,7 +63,7 @@ class Supervisor:
             async with trio.open_nursery() as nursery:
                 admin = Admin(*self._handlers())
                 for door, sock in doors:
-                    nursery.start_soon(lambda s=sock, d=door: admin.serve(s, door=d))
+                    nursery.start_soon(_serve_door, admin, sock, door)
                 nursery.start_soon(self._signals)
                 async with trio.open_nursery() as workers:
                     for worker in self._workers:
@@ -80,7 +81,7 @@ class Supervisor:
         while not self._stopping:
             began = trio.current_time()
             code = await self._run_once(worker)
-            if self._stopping:
+            if self._is_stopping():
                 return
             worker.restarts += 1
             back_off = _FIRST_BACK_OFF if trio.current_time() - began > _STABLE else back_off
@@ -90,6 +91,9 @@ class Supervisor:
             )
             await trio.sleep(back_off)
             back_off = min(back_off * 2, _LONGEST_BACK_OFF)
+
+    def _is_stopping(self) -> bool:
+        return self._stopping  # a signal may have come while the worker ran
 
     async def _run_once(self, worker: WorkerProcess) -> int:
         environment = {**os.environ, "SIDEWALL_WORKER_NUMBER": str(worker.number)}
@@ -194,3 +198,7 @@ class Supervisor:
         self._stopping = True
         self._pass_on(signal.SIGTERM)
         return json_reply({"draining": True})
+
+
+async def _serve_door(admin: Admin, sock: socket.socket, door: str) -> None:
+    await admin.serve(sock, door=door)

@@ -29,7 +29,7 @@ from proxy.log import set_up
 from proxy.net.listener import Address, bind
 from proxy.observe.telemetry import Telemetry
 from proxy.outbound import Outbound
-from proxy.policy.engine import CompiledPolicies, WorkloadFacts, compile_policies
+from proxy.policy.engine import CompiledPolicies, Default, WorkloadFacts, compile_policies
 from proxy.service import HttpService, ListenerSettings
 from proxy.upstream.cluster import Cluster, ClusterSettings
 from proxy.version import VERSION
@@ -38,6 +38,7 @@ from proxy.wire.limits import WireLimits
 if TYPE_CHECKING:
     from proxy.app import Process
 
+_DEFAULTS: dict[str, Default] = {"deny": "deny", "istio": "istio", "audit": "audit"}
 _APP = "app:"  # prefix of the cluster that is an inbound listener's app
 
 
@@ -145,7 +146,8 @@ def compile_runtime(loaded: Loaded) -> CompiledPolicies:
     """The policies that protect this workload."""
     workload = loaded.config.workload
     facts = WorkloadFacts(workload.namespace, workload.labels, name=workload.name)
-    return compile_policies(loaded.documents.policies, facts, loaded.config.policy.default)
+    default = _DEFAULTS[loaded.config.policy.default]
+    return compile_policies(loaded.documents.policies, facts, default)
 
 
 # -- identity -----------------------------------------------------------------------------------------------

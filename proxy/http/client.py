@@ -243,7 +243,8 @@ class ClientConnection(HttpConnection):
     def _close(self) -> None:
         if not self.closed:
             self.closed = True
-            self.stream.close()
+            # What is still unwritten belongs to requests that were given up: it must not look complete (S-6).
+            (self.stream.abort if self.stream.pending else self.stream.close)()
             self.pool.lost(self)
 
     def shut(self) -> None:

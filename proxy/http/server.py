@@ -118,6 +118,7 @@ class ServerConnection(HttpConnection):
         "_ending",
         "_head_since",
         "_late",
+        "_parting",
         "_resume",
         "cut_at",
         "draining",
@@ -140,6 +141,7 @@ class ServerConnection(HttpConnection):
         self.cut_at = 0.0  # monotonic: a certificate has ended, nothing is forwarded any more (S-4)
         self.draining = False
         self._ending = False
+        self._parting = False  # between the two GOAWAYs of ``drain``
         self._head_since = 0.0
         self._resume = False
         self._late: list[int] = []  # HTTP/2 streams answered before their request ended
@@ -194,7 +196,8 @@ class ServerConnection(HttpConnection):
     def _all_gone(self, reason: str, detail: str) -> None:
         for exchange in list(self.exchanges.values()):
             exchange.abandon(reason, detail)
-        self._close(self.stream.abort if reason == "internal_error" else self.stream.close)
+        cut = reason in ("internal_error", "write_timeout")
+        self._close(self.stream.abort if cut else self.stream.close)
 
     # -- events -------------------------------------------------------------------------------------------
 
@@ -332,12 +335,13 @@ class ServerConnection(HttpConnection):
         if self._ending and self.stream.pending < HIGH_WATER:
             self._close(self.stream.close)
             return
-        if self._resume:
+        if self._resume and self.stream.pending < HIGH_WATER:  # who does not read answers gets no more of them
             self._resume = False
             self._continue_reading()
         if self._late:
             self._reset_late()
-        if self.draining and self.engine.is_idle and not self.exchanges and not self.backlog(0):
+        idle = self.engine.is_idle and not self.exchanges and not self.engine.queued(0)
+        if self.draining and idle and not self._parting and self.stream.pending < HIGH_WATER:
             self._close(self.stream.close)
             return
         super().after_flush()
@@ -372,15 +376,19 @@ class ServerConnection(HttpConnection):
             self.engine.shut_down()
             self.touch()
             if self.engine.version == 20:
+                self._parting = True
                 self.poller.call_at(self.poller.now + 1.0, self._drain_again)
 
     def _drain_again(self) -> None:
         # Second GOAWAY, about a round trip later, with the last stream that will be processed (RFC 9113, 6.8).
+        self._parting = False
         if not self.closed:
             self.engine.finish()
             self.touch()
 
     def finish_closing(self) -> None:
+        if self.stream.pending >= HIGH_WATER:
+            return  # the engine may hold the rest of the last answer; ``on_drained`` comes back here
         if not self.exchanges:
             self._close(self.stream.close)
             return

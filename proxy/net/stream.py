@@ -10,8 +10,8 @@ back-pressure of HTTP/1.1 and of opaque TCP.
 Writing: ``send`` queues, ``flush`` writes as much as the kernel takes; what is left waits for EPOLLOUT.
 ``pending`` is what the owner compares with its high-water mark.
 
-Closing: ``close`` flushes, says goodbye (close_notify, FIN) and discards what still comes in for up to
-``_LINGER`` seconds (T-9), because closing a socket with unread bytes makes the kernel send RST, which can
+Closing: ``close`` flushes (for ``_FLUSH`` seconds at most: the peer may be slow), says goodbye (close_notify,
+FIN) and discards what still comes in for up to ``_LINGER`` seconds (T-9), because closing a socket with unread bytes makes the kernel send RST, which can
 destroy the last answer on its way. ``abort`` closes at once and says nothing: a peer that was promised more
 bytes sees a truncated message (S-6).
 """
@@ -33,7 +33,8 @@ _READ_SIZE_BULK = 256 * 1024
 _TLS_READS = 16  # records of 16 KiB per readiness event
 _TLS_RECORD = 16 * 1024
 _WRITE_SIZE = 1024 * 1024  # bytes written per flush before others get their turn
-_LINGER = 1.0  # T-9, seconds
+_LINGER = 1.0  # T-9, seconds after the last byte was written
+_FLUSH = 30.0  # T-10, seconds
 
 LOW_WATER = 64 * 1024
 HIGH_WATER = 192 * 1024
@@ -229,6 +230,8 @@ class Stream:
         if self._sent_eof:
             return
         self._sent_eof = True
+        if self._closing_until:
+            self._closing_until = self.poller.now + _LINGER
         self._say_goodbye()
         if self._closing_until and self.seen_eof:
             self._close_now()
@@ -252,13 +255,20 @@ class Stream:
         if self.closed or self._closing_until:
             return
         self.owner = None
-        self._closing_until = self.poller.now + _LINGER
+        self._closing_until = self.poller.now + (_LINGER if self._sent_eof else _FLUSH)
         self._reading = not self.seen_eof
         self._watch()
-        self.poller.call_at(self._closing_until, self.abort)
+        self._wait_for_the_end()
         if not self._queued:
             self._queued = True
             self.poller.mark_dirty(self)
+
+    def _wait_for_the_end(self) -> None:
+        now = self.poller.now
+        if now >= self._closing_until:
+            self.abort()
+        else:
+            self.poller.call_at(min(now + _LINGER, self._closing_until), self._wait_for_the_end)
 
     def abort(self) -> None:
         """Close at once, without a word."""

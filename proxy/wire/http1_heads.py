@@ -13,6 +13,7 @@ take the next head for a body. A new one costs 0.2 us.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import NoReturn
 
 import httptools
@@ -20,12 +21,15 @@ import httptools
 from proxy.errors import MalformedRequest
 from proxy.wire.events import Headers
 from proxy.wire.limits import WireLimits
+from proxy.wire.validate import METHODS, refuse_method
 
-# HTAB, CR, LF and everything printable, obs-text included (RFC 9110 5.5): what a head may consist of.
-HEAD_BYTES = bytes(c for c in range(256) if c in (0x09, 0x0D, 0x0A) or (c >= 0x20 and c != 0x7F))
+# HTAB and everything printable, obs-text included (RFC 9110 5.5); with line ends: what a head may consist of.
+_LINE_BYTES = bytes(c for c in range(256) if c == 0x09 or (c >= 0x20 and c != 0x7F))
+HEAD_BYTES = _LINE_BYTES + b"\r\n"
 _VERSIONS = {b"HTTP/1.1": 11, b"HTTP/1.0": 10}
 _ANY_VERSION = re.compile(rb"HTTP/[0-9](?:\.[0-9])?", re.IGNORECASE)
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
+_BAD_BYTES = "control character, bare CR or bare LF"
 _LINE_END = (b"", b"\r", b"\n")  # what a first byte may be that begins no start line
 # Which of our words is meant by llhttp's, tried in this order.
 _REASONS = (
@@ -43,13 +47,13 @@ def _refuse(reason: str, detail: str = "") -> NoReturn:
 class _Fields:
     """llhttp's callback object; apart from the engine, so that parser and engine form no reference cycle."""
 
-    __slots__ = ("fields",)
+    __slots__ = ("append",)
 
     def __init__(self) -> None:
-        self.fields: Headers = []
+        self.append: Callable[[tuple[bytes, bytes]], None] = [].append
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.fields.append((name.lower(), value))
+        self.append((name.lower(), value))
 
 
 class HeadReader:
@@ -65,7 +69,7 @@ class HeadReader:
 
     def read_request(self, raw: bytes) -> tuple[bytes, bytes, int, Headers]:
         """One head -> (method, target, version 10 or 11, fields). Raises MalformedRequest."""
-        end = self._check_untrusted(raw)
+        end, lines = self._check_untrusted(raw)
         parts = raw[:end].split(b" ")
         if len(parts) != 3:
             _refuse("bad_request_line", repr(raw[: min(end, 128)]))
@@ -73,64 +77,65 @@ class HeadReader:
         version = _VERSIONS.get(protocol)
         if version is None:
             _refuse_version(protocol)
-        if not method or not target:
-            _refuse("bad_request_line", repr(raw[: min(end, 128)]))
-        return method, target, version, self._fields_untrusted(raw)
+        if method not in METHODS:  # before llhttp, which has no word for it
+            refuse_method(method)
+        return method, target, version, self._fields_untrusted(raw, lines)
 
     def read_response(self, raw: bytes) -> tuple[int, int, Headers]:
         """One head -> (status, version 10 or 11, fields). Raises MalformedRequest, for the engine to translate."""
-        end = self._check_untrusted(raw)
+        end, lines = self._check_untrusted(raw)
         match = _STATUS_LINE.fullmatch(raw, 0, end)
         if match is None:
             _refuse("bad_status_line", repr(raw[: min(end, 128)]))
         version = 10 + int(match[1])
-        return int(match[2]), version, self._fields_untrusted(raw)
+        return int(match[2]), version, self._fields_untrusted(raw, lines)
 
     def forget(self) -> None:
         """llhttp waits for a body now, or for nothing at all: the next head needs a new parser."""
         self._parser = None
 
-    def _check_untrusted(self, raw: bytes) -> int:
-        """The raw rules of 2.3 and L-1..L-4 -> length of the start line."""
+    def _check_untrusted(self, raw: bytes) -> tuple[int, int]:
+        """The raw rules of 2.3 and L-1..L-4 -> (length of the start line, number of lines)."""
         limits = self._limits
         end = raw.find(b"\r\n")
         if end > limits.request_line:
             _refuse("uri_too_long")
         if len(raw) > limits.head:
             _refuse("head_too_large")
-        lines = raw.count(b"\n")
+        ends = raw.translate(None, _LINE_BYTES)  # what is left may only be the CRLFs
+        lines = len(ends) >> 1
+        if raw.count(b"\r\n") != lines or ends != b"\r\n" * lines:
+            self._refuse_bytes(raw, end)
         if lines - 2 > limits.headers:
             _refuse("too_many_headers")
-        if raw.translate(None, HEAD_BYTES) or raw.count(b"\r\n") != lines or raw.count(b"\r") != lines:
-            self._refuse_bytes(raw, end)
-        if b"\n " in raw or b"\n\t" in raw:
-            _refuse("bad_header_value", "folded line")
         if len(raw) > limits.header and max(map(len, raw[end:].split(b"\n"))) > limits.header:
             _refuse("head_too_large", "one field")
-        return end
+        return end, lines
 
     def _refuse_bytes(self, raw: bytes, end: int) -> NoReturn:
-        if bad_bytes(raw[: end + 2]):
-            _refuse("bad_request_line" if self._requests else "bad_status_line", repr(raw[:128]))
-        _refuse("bad_header_value", "control character, bare CR or bare LF")
+        start_line = "bad_request_line" if self._requests else "bad_status_line"
+        _refuse(start_line if bad_bytes(raw[: end + 2]) else "bad_header_value", _BAD_BYTES)
 
-    def _fields_untrusted(self, raw: bytes) -> Headers:
+    def _fields_untrusted(self, raw: bytes, lines: int) -> Headers:
         sink, parser = self._sink, self._parser
         if parser is None:
             make = httptools.HttpRequestParser if self._requests else httptools.HttpResponseParser
             parser = self._parser = make(sink)
         fields: Headers = []
-        sink.fields = fields
+        sink.append = fields.append
         try:
             parser.feed_data(raw)
         except httptools.HttpParserUpgrade:
             self._parser = None  # not an error: llhttp stops after a head that asks for another protocol
+        except httptools.HttpParserInvalidURLError as error:
+            self._parser = None
+            _refuse("bad_target", str(error))
         except httptools.HttpParserError as error:
             self._parser = None
             _refuse(_reason(str(error)), str(error))
-        if len(fields) != raw.count(b"\n") - 2:
+        if len(fields) != lines - 2:  # a folded line, if llhttp ever let one pass
             _refuse("bad_header_name", "fields and lines differ in number")
-        if b" \r" in raw or b"\t\r" in raw:  # llhttp keeps the white space after a value
+        if b" \r" in raw or (b"\t" in raw and b"\t\r" in raw):  # llhttp keeps the space after a value
             fields = [(name, value.rstrip(b" \t")) for name, value in fields]
         return fields
 
@@ -236,7 +241,7 @@ class HeadBuffer:
         buffer += data
         if bad_bytes(data if seam != b"\r" else seam + data):
             _refuse(
-                "bad_header_value" if b"\r\n" in buffer else self._reason, "control character, bare CR or LF"
+                "bad_header_value" if b"\r\n" in buffer else self._reason, _BAD_BYTES
             )
         self._lines += data.count(b"\n")
         if not self._lines and len(buffer) > limits.request_line:

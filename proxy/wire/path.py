@@ -45,7 +45,7 @@ def canonical_path(raw: bytes, *, escaped_slash: str) -> bytes:
     Raises MalformedRequest("bad_path") for what has no single reading.
     """
     if raw[:1] != b"/" or raw.translate(None, _PATH_BYTES):
-        raise _refuse(raw, "not an absolute path")
+        raise _refuse(raw, "not the path of a URI")
     if b"%" in raw:
         raw = _decode_once(raw, escaped_slash)
     if b"/." in raw:

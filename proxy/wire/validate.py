@@ -69,6 +69,7 @@ __all__ = [
     "check_values",
     "frame_response",
     "list_members",
+    "refuse_method",
 ]
 
 # What llhttp knows as HTTP methods (RFC 9110, 5789, WebDAV, UPnP, QUERY), without those refused below. Case matters.
@@ -79,7 +80,8 @@ METHODS: Final = frozenset(
 )
 _NOT_ALLOWED = frozenset({b"CONNECT", b"TRACE", b"TRACK"})  # 2.3, S-20
 
-_TARGET_BYTES = bytes(c for c in range(0x21, 0x7F) if c not in b'"#<>')
+# RFC 3986 3.4 and what browsers leave as it is in a query; no space, control, 8-bit or fragment.
+_QUERY_BYTES = bytes(c for c in range(0x21, 0x7F) if c not in b'"#<>')
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(.*)", re.DOTALL)
 
 
@@ -152,7 +154,7 @@ def check_request(
     all others with lower-case names, Host included; ``version`` is 10, 11 or 20.
     """
     if method not in METHODS:
-        _refuse_method(method)
+        refuse_method(method)
     if scheme not in (b"https", b"http"):
         refuse("bad_scheme", scheme)
     if len(fields) > limits.headers:
@@ -163,8 +165,8 @@ def check_request(
     options = NO_OPTIONS
     if b"connection" in found:
         options = connection_options(found)
-        nominated = _check_nominated(options)
-        if nominated:
+        if not options <= OPTIONS_OF_OURS:
+            nominated = _check_nominated(options)
             headers = [field for field in headers if field[0] not in nominated]
     if target[:1] != b"/" and version != 20:
         authority, target = _split_absolute(method, target)
@@ -190,7 +192,8 @@ def check_request(
 _USUAL = {b"host"}
 
 
-def _refuse_method(method: bytes) -> NoReturn:
+def refuse_method(method: bytes) -> NoReturn:
+    """Raise for a method that is not one of ``METHODS`` (S-20, S-26)."""
     if method in _NOT_ALLOWED:
         refuse("method_not_allowed", method)
     if is_token(method.lower()):
@@ -215,8 +218,6 @@ def _split_absolute(method: bytes, target: bytes) -> tuple[bytes, bytes]:
 
 def _check_target(method: bytes, target: bytes, limits: WireLimits) -> tuple[bytes, bytes]:
     """Origin-form or ``*`` -> (canonical path, canonical target)."""
-    if target.translate(None, _TARGET_BYTES):
-        refuse("bad_target", target)
     if target[:1] != b"/":
         if target != b"*" or method != b"OPTIONS":
             refuse("bad_target", target)
@@ -225,8 +226,11 @@ def _check_target(method: bytes, target: bytes, limits: WireLimits) -> tuple[byt
     if mark < 0:
         path = canonical_path(target, escaped_slash=limits.escaped_slash)
         return path, path
+    query = target[mark:]
+    if query.translate(None, _QUERY_BYTES):
+        refuse("bad_target", target)
     path = canonical_path(target[:mark], escaped_slash=limits.escaped_slash)
-    return path, path + target[mark:]
+    return path, path + query
 
 
 def _check_authority(

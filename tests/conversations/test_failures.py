@@ -124,6 +124,7 @@ async def test_identity_headers_of_the_caller_never_arrive(nursery: trio.Nursery
             stream = await server.accept()
             got.append(bytes(await stream.receive_some(65536)))
             await stream.send_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            await stream.aclose()
             await server.aclose()
 
         listener.setblocking(False)

@@ -132,7 +132,15 @@ async def many(port: int, count: int, at_once: int, http2: bool, target: str, bo
             method = "GET" if body is None else "POST"
             responses.append(await client.request(method, target, body=body))  # type: ignore[attr-defined]
 
+    async def reconnect() -> None:
+        # An answer that begins before its request has ended makes HTTP/1.1 connections end (S-13).
+        for _ in numbers:
+            responses.append(await call(port, "POST", target, body=body))
+
     async def connect(workers: int) -> None:
+        if body is not None and not http2:
+            await reconnect()
+            return
         async with open_client(port, http2=http2) as client, trio.open_nursery() as inner:
             for _ in range(workers):
                 inner.start_soon(work, client)

@@ -28,7 +28,7 @@ asyncio.run(main())
 CLIENT = """
 import sys
 from websockets.sync.client import connect
-with connect(f"ws://127.0.0.1:{sys.argv[1]}/chat", max_size=None) as ws:
+with connect(f"ws://127.0.0.1:{sys.argv[1]}/chat", max_size=None, compression=None) as ws:
     for message in ("hello", "x" * 100_000, bytes(range(256)) * 4096):
         ws.send(message)
         assert ws.recv(timeout=10) == message

@@ -114,6 +114,9 @@ class Client:
         self, method: str, target: str, headers: Headers, *, length: int | None, end: bool, **more: Any
     ) -> int:
         """Send a head; returns the stream id."""
+        if (b"te", b"trailers") in headers:
+            headers = [field for field in headers if field[0] != b"te"]
+            more["te_trailers"] = True
         head = RequestHead(
             method=method.encode(),
             scheme=b"http",

@@ -104,12 +104,17 @@ class FakeEngine:
         self.calls.append(("data", stream_id, len(data), end_stream))
         self._bodies.setdefault(stream_id, bytearray()).extend(data)
         if end_stream:
-            self._ends[stream_id] = b"<end %d>" % stream_id
+            self._finish(stream_id, b"<end %d>" % stream_id)
+
+    def _finish(self, stream_id: int, words: bytes) -> None:
+        self._ends[stream_id] = words
+        if self.version != 20:
+            self.ended(stream_id)  # HTTP/1.1 is through with it; HTTP/2 when the last frame is taken
 
     def send_trailers(self, stream_id: int, headers: Headers) -> None:
         self.calls.append(("trailers", stream_id))
         self._bodies.setdefault(stream_id, bytearray())
-        self._ends[stream_id] = b"<trailers %d>" % stream_id
+        self._finish(stream_id, b"<trailers %d>" % stream_id)
 
     def reset(self, stream_id: int, code: int = 0x8) -> None:
         self._bodies.pop(stream_id, None)

@@ -150,6 +150,7 @@ def test_a_leaf_with_any_one_byte_changed_is_refused(serial: int) -> None:
 def test_the_validity_includes_both_ends() -> None:
     certs, trust = chain(leaf(), issuing()), bundles()
     for moment in (NOW - HOUR, NOW + HOUR):
+        svid._verdicts.clear()
         assert check_peer_chain(certs, trust, now=moment, role="client")
     with pytest.raises(SvidError, match="expired"):
         check_peer_chain(certs, trust, now=NOW + HOUR + timedelta(microseconds=1), role="client")
