@@ -127,9 +127,16 @@ class Node:
     # -- reporting ----------------------------------------------------------------------------------------
 
     def report(
-        self, code: str, message: str, *, hint: str = "", note: str = "", severity: Severity = "error"
+        self,
+        code: str,
+        message: str,
+        *,
+        hint: str = "",
+        note: str = "",
+        severity: Severity = "error",
+        path: str | None = None,
     ) -> None:
-        """Add a problem about this node."""
+        """Add a problem about this node, or, with ``path``, about what it is a part of."""
         document = self.document
         document.problems.add(
             Problem(
@@ -140,7 +147,7 @@ class Node:
                 self.line,
                 self.column,
                 self.end_column,
-                self.path,
+                self.path if path is None else path,
                 hint,
                 note,
                 document.title,
@@ -181,7 +188,8 @@ class Node:
                 value.report_key("SW0120", f"'{name}' is not supported yet", hint=later[name])
             else:
                 note = f"known here: {', '.join(sorted(known))}" if 0 < len(known) <= 12 else ""
-                value.report_key("SW0101", f"unknown field '{name[:80]}'", hint=suggest(name, known), note=note)
+                where, hint = value.key or value, suggest(name, known)
+                where.report("SW0101", f"unknown field '{name[:80]}'", hint=hint, note=note, path=self.path)
         return found
 
     def sequence(self) -> list[Node]:
@@ -308,7 +316,7 @@ class _Builder:
             error.node.report("SW0110", str(error))
             return None
         except yaml.YAMLError as error:
-            self._syntax(error)
+            self._syntax(error, text)
             return None
         finally:
             parser.dispose()
@@ -417,12 +425,15 @@ class _Builder:
             note = f"the first one stands in line {first.key.line}; YAML would silently keep the last"
             key.report("SW0102", f"'{key.text}' is there twice", hint="keep one", note=note)
 
-    def _syntax(self, error: yaml.YAMLError) -> None:
+    def _syntax(self, error: yaml.YAMLError, text: str) -> None:
         mark, began = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
         if began is not None and (mark is None or "end of stream" in str(error) or "stream end" in str(error)):
             mark = began  # what was never closed, rather than where the text ran out
         line = self._first_line + mark.line + 1 if mark is not None else self._first_line + 1
         column = mark.column + 1 if mark is not None else 1
+        last = self._first_line + text.rstrip().count("\n") + 1
+        if line > last:  # it ends too early: the place is where it ends, not the separator after it
+            line, column = last, len(self._document.snippet(last).rstrip()) + 1
         line_text = self._document.snippet(line)
         where = Node(self._document, "scalar", line, column, column + 1)
         code, message, hint = _explain_syntax(error, line_text, column)

@@ -109,19 +109,18 @@ class Resolver:
         source = identity.source
         if source == "auto":
             source = "files" if files else "ca-folder"
-        if source == "ca-folder":
-            for name in files:
-                hint = "name the files, or the folder of a CA"
-                self.at(f"identity.{name}").report_key("SW0206", f"'{name}' does not go with a CA folder", hint=hint)
-            return replace(identity, source=source, ca_dir=identity.ca_dir or self._here.state / "ca")
-        for name in ("cert", "key", "bundle"):
-            if name not in files:
-                why = "certificate, key and trust bundle go together"
-                self.at("identity").report("SW0106", f"'identity.{name}' is missing", hint=why)
-        if identity.ca_dir is not None:
-            hint = "name the files, or the folder of a CA"
-            self.at("identity.caDir").report_key("SW0206", "'caDir' does not go with certificate files", hint=hint)
-        return replace(identity, source=source, ca_dir=None)
+        if files and (identity.ca_dir is not None or source == "ca-folder"):
+            path = "identity.caDir" if identity.ca_dir is not None else f"identity.{files[0]}"
+            hint = "keep the files, or the folder of a CA"
+            self.at(path).report_key("SW0206", "certificate files and a CA folder do not go together", hint=hint)
+        elif source == "files":
+            for name in ("cert", "key", "bundle"):
+                if name not in files:
+                    why = "certificate, key and trust bundle go together"
+                    self.at("identity").report("SW0106", f"'identity.{name}' is missing", hint=why)
+        if source == "files":
+            return replace(identity, source=source, ca_dir=None)
+        return replace(identity, source=source, ca_dir=identity.ca_dir or self._here.state / "ca")
 
     def _policy(self, policy: Policy) -> Policy:
         usual = self._here.base / "policy"

@@ -136,7 +136,8 @@ class Process:
         if not self._stop_at_once:
             await trio.sleep(config.shutdown.readiness_delay)
         self.worker.stop_accepting()
-        seconds = 0.0 if self._stop_at_once else config.shutdown.drain
+        shutdown = config.shutdown
+        seconds = 0.0 if self._stop_at_once else max(shutdown.drain - shutdown.readiness_delay, 0.0)
         left = await self.worker.drain(seconds)
         log.info("stopped", extra={"event": "stopped", "connections_cut": left})
 

@@ -57,7 +57,8 @@ class Sidewall(Rival):
             },
             "admin": {"listen": f"127.0.0.1:{setup.admin}", "socket": str(folder / "admin.sock")},
             "workers": 1,
-            "shutdown": {"drain": "1s"},
+            "shutdown": {"drain": "1s", "readinessDelay": "0s"},
+            "limits": {"handshakesPerSecond": 100000},
         }
         (folder / "sidewall.yaml").write_text(json.dumps(config, indent=2))
 

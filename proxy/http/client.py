@@ -50,6 +50,9 @@ class Pool(Protocol):
     def released(self, connection: ClientConnection, exchange: Exchange) -> None:
         """An exchange left the connection (which may be closed): there may be room for a parked one."""
 
+    def has_room(self) -> None:
+        """An HTTP/2 connection may take an exchange."""
+
     def retire(self, connection: ClientConnection) -> None:
         """The connection takes no new exchange."""
 
@@ -220,6 +223,7 @@ class ClientConnection(HttpConnection):
         self._close()
 
     def _fail_all(self, reason: str, detail: str) -> None:
+        self.draining = True  # before the first failure makes room for one that waits
         for exchange in list(self.exchanges.values()):
             exchange.fail(SidewallError(detail, reason=reason))
 
@@ -228,6 +232,8 @@ class ClientConnection(HttpConnection):
             self._close()
             return
         super().after_flush()
+        if self.engine.version == 20 and self.usable:
+            self.pool.has_room()  # a reset has left, or the peer allows more streams than before
 
     def finish_closing(self) -> None:
         self._fail_all("upstream_closed", "connection closing")

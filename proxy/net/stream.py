@@ -267,7 +267,7 @@ class Stream:
         now = self.poller.now
         if now >= self._closing_until:
             self.abort()
-        else:
+        elif not self.closed:
             self.poller.call_at(min(now + _LINGER, self._closing_until), self._wait_for_the_end)
 
     def abort(self) -> None:

@@ -239,20 +239,20 @@ class Cluster:
     def set_addresses(self, addresses: Sequence[Address]) -> None:
         """Use these endpoints from now on; those that went away finish what they carry."""
         wanted = dict.fromkeys(addresses[:_MOST_ENDPOINTS])
-        for address, endpoint in list(self._endpoints.items()):
-            if address not in wanted:
-                del self._endpoints[address]
-                self._retire(endpoint)
+        gone = [self._endpoints.pop(address) for address in list(self._endpoints) if address not in wanted]
         for address in wanted:
             if address not in self._endpoints:
                 self._endpoints[address] = Endpoint(self, address)
         self._live = list(self._endpoints.values())
+        for endpoint in gone:
+            self._retire(endpoint)
 
     def _retire(self, endpoint: Endpoint) -> None:
         endpoint.gone = True
         self._leaving.append(endpoint)
         for pool in endpoint.pools.values():
             pool.drain()
+            pool.move_waiting()
 
     async def resolve_forever(self) -> None:
         """Keep the addresses of ``dns`` fresh until cancelled; returns at once for static endpoints."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from identity.svid import PeerIdentity
-from proxy.errors import ConnectFailed, Overflow, SidewallError
+from proxy.errors import ConnectFailed, NoHealthyEndpoint, Overflow, SidewallError
 from proxy.http.client import ClientConnection, ClientEngine
 from proxy.http.exchange import Exchange
 from proxy.net.dial import Connected, Refused
@@ -96,6 +96,7 @@ class Pool:
             if connection.usable and connection.stream.peek_idle():
                 self.busy.add(connection)
                 return connection
+            self.busy.add(connection)  # until it has closed
             connection.drain()
         return None
 
@@ -150,6 +151,8 @@ class Pool:
             self.idle.append(connection)
         connection.start()
         self._serve_waiting()
+        if self.endpoint.gone:
+            connection.drain()
 
     def _refused(self, reason: str, detail: str) -> None:
         self.dialling -= 1
@@ -160,14 +163,21 @@ class Pool:
         error = ConnectFailed(f"{self.endpoint.text}: {detail}", reason=reason)
         for exchange in list(self.waiting):
             self._unpark(exchange)
+            exchange.tried += 1
+            exchange.record.attempts = exchange.tried
             self._reassign(exchange, error)
 
     def _reassign(self, exchange: Exchange, error: SidewallError) -> None:
-        exchange.tried += 1
-        exchange.record.attempts = exchange.tried
         if exchange.tried >= _ATTEMPTS:
             exchange.fail(error)
         else:
+            self.cluster.reassign(exchange, error)
+
+    def move_waiting(self) -> None:
+        """The endpoint went away: who waits for it goes to another."""
+        error = NoHealthyEndpoint(f"{self.endpoint.text} went away")
+        for exchange in list(self.waiting):
+            self._unpark(exchange)
             self.cluster.reassign(exchange, error)
 
     # -- told by connections ------------------------------------------------------------------------------
@@ -183,6 +193,10 @@ class Pool:
             else:
                 connection.drain()
                 self.busy.add(connection)  # until it has closed
+        if self.waiting:
+            self._serve_waiting()
+
+    def has_room(self) -> None:
         if self.waiting:
             self._serve_waiting()
 

@@ -120,15 +120,18 @@ class RequestRefused(Event):
     The engine has already stopped reading (HTTP/1.1) or reset the stream (HTTP/2). For HTTP/1.1 the owner
     must answer with the status of ``reason`` and close, if the response head has not been sent.
     ``opened`` is True when RequestReceived was emitted for this stream before: its exchange must be aborted.
+    ``answerable`` is True when an HTTP/2 stream was left open for an answer (431, 405, ...): the owner gives one
+    with ``send_response``, and the engine then resets what is left of the request (NO_ERROR).
     """
 
-    __slots__ = ("detail", "opened", "reason")
+    __slots__ = ("answerable", "detail", "opened", "reason")
 
     def __init__(self, stream_id: int, reason: str, detail: str = "", opened: bool = False) -> None:
         self.stream_id = stream_id
         self.reason = reason
         self.detail = detail
         self.opened = opened
+        self.answerable = False
 
 
 class ResponseReceived(Event):

@@ -22,7 +22,10 @@ def sniff(data: bytes) -> Protocol:
         return "h2" if len(data) >= len(PREFACE) else "more"
     if _TLS_HANDSHAKE.startswith(data[:2]):
         return "tls" if len(data) >= 2 else "more"
-    return _sniff_method(data[:_LONGEST_LEAD].lstrip(b"\r\n") if data[:1] in (b"\r", b"\n") else data)
+    start = data[:_LONGEST_LEAD].lstrip(b"\r\n")
+    if not start and len(data) >= _LONGEST_LEAD:
+        return "unknown"
+    return _sniff_method(start)
 
 
 def _sniff_method(data: bytes) -> Protocol:

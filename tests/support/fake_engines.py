@@ -205,6 +205,7 @@ class FakeClient(FakeEngine):
         self.room = room if version == 20 else 1
         self.heads: list[RequestHead] = []
         self.refuse_open = False
+        self._given_up: set[int] = set()
 
     @property
     def can_open(self) -> bool:
@@ -226,7 +227,12 @@ class FakeClient(FakeEngine):
 
     def reset(self, stream_id: int, code: int = 0x8) -> None:
         super().reset(stream_id, code)
-        self.open.discard(stream_id)
+        self._given_up.add(stream_id)
+
+    def take(self) -> bytes:
+        self.open -= self._given_up  # a stream that was reset counts until its RST_STREAM has left
+        self._given_up.clear()
+        return super().take()
 
     def _note(self, events: list[Event]) -> list[Event]:
         for event in events:

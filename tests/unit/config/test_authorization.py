@@ -276,7 +276,7 @@ def test_a_suggestion_is_made_for_a_wrong_field() -> None:
     _, problems = spec(source("{principal: [x]}"))
     (problem,) = [p for p in problems if p.code == "SW0101"]
     assert problem.hint == "did you mean 'principals'?"
-    assert problem.path == "spec.rules[0].from[0].source.principal"
+    assert problem.path == "spec.rules[0].from[0].source"
 
 
 def test_every_problem_is_reported_at_once() -> None:

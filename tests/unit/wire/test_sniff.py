@@ -23,7 +23,8 @@ HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
         (b" GET", "unknown"),
         (b"SSH-2.0-OpenSSH_9", "unknown"),
         (b"AAAAAAAAAAAAAAAAAAAAAAAAAAAA", "unknown"),
-        (b"\r\n" * 20, "more"),
+        (b"\r\n" * 20, "unknown"),
+        (b"\r\n" * 4, "more"),
     ],
 )
 def test_the_first_bytes_name_the_protocol(data: bytes, protocol: str) -> None:
