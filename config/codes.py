@@ -11,7 +11,7 @@ from config.problems import suggest
 
 FAMILIES: Final = {
     "SW01": "syntax and fields",
-    "SW02": "references, and settings that contradict each other",
+    "SW02": "references and contradictions",
     "SW03": "logic of policies",
     "SW04": "the running proxy",
     "SW05": "telemetry",

@@ -226,11 +226,13 @@ class Where(Kind[Address]):
             return INVALID
         try:
             found = values.parse_address(text, bare=self._bare, names=self._names)
+            if found.path:
+                found = Address(path=values.check_socket_path(str(reading.path(node, found.path))))
         except ValueError as error:
             code = "SW0120" if text.startswith("systemd:") else "SW0105"
             node.report(code, f"{node.shown} is not an address that can be used here", hint=str(error))
             return INVALID
-        return Address(path=str(reading.path(node, found.path))) if found.path else found
+        return found
 
     def show(self, value: Address) -> Any:
         return str(value)

@@ -7,7 +7,7 @@ are not queued: a slow reader sees the latest value and skips what was between.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Generic, TypeVar
 
 import trio
@@ -51,7 +51,7 @@ class Live(Generic[T]):
             await trio.lowlevel.checkpoint()
         return self._generation
 
-    async def changes(self) -> AsyncIterator[T]:
+    async def changes(self) -> AsyncGenerator[T, None]:
         """Each new value from now on; those that were replaced before they were asked for are skipped."""
         seen = self._generation
         while True:

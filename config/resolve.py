@@ -20,7 +20,7 @@ from config.model import Admin, Config, Identity, Inbound, Outbound, Policy, Shu
 from config.nodes import Node
 from config.problems import suggest
 from config.settings import camel
-from config.values import ALL_INTERFACES, Address
+from config.values import ALL_INTERFACES, Address, check_socket_path
 
 T = TypeVar("T", ListenerTimeouts, UpstreamTimeouts)
 
@@ -245,7 +245,7 @@ class Resolver:
 
     def _said(self) -> bool:
         """Listeners were written, whether or not they could be read."""
-        return self.written("inbound") or self.written("outbound")
+        return any(self.written(name) for name in ("app", "inbound", "outbound"))
 
     def _check_inbound(self, path: str, item: Inbound) -> None:
         app = self.at("app" if self.inherited.get(f"{path}.app") else f"{path}.app")
@@ -294,6 +294,10 @@ class Resolver:
         if admin.listen is not None and not admin.listen.is_local:
             hint = "write 127.0.0.1:15000 or off; probes may be reached from outside"
             self.at("admin.listen").report("SW0203", "administration must not be reachable from outside", hint=hint)
+        try:
+            check_socket_path(str(admin.socket) + ".00")  # workers append their number
+        except ValueError as error:
+            self.at("admin.socket").report("SW0105", f"{admin.socket} is too long", hint=str(error))
         if admin.probes is not None and admin.probes.path:
             self.at("admin.probes").report("SW0105", "probes need a port")
 

@@ -139,9 +139,14 @@ def parse_address(text: str, *, bare: str, names: bool = False) -> Address:
 def _unix(path: str) -> Address:
     if not path or path.startswith("@") or "\0" in path:
         raise ValueError("write unix:/path/to/socket")
-    if len(path.encode()) > _UNIX_PATH:
-        raise ValueError(f"the path of a Unix socket has at most {_UNIX_PATH} bytes")
-    return Address(path=path)
+    return Address(path=check_socket_path(path))
+
+
+def check_socket_path(path: str) -> str:
+    """``path``, when the kernel takes it as the name of a Unix socket (unix(7): sun_path)."""
+    if len(path.encode(errors="surrogateescape")) > _UNIX_PATH:
+        raise ValueError(f"the path of a Unix socket has at most {_UNIX_PATH} bytes, with its folders")
+    return path
 
 
 def _host(host: str, port: str, names: bool) -> str:

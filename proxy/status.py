@@ -117,7 +117,7 @@ class Pages:
         return json_reply(
             {
                 "generation": self._process.worker.runtime.generation,
-                "values": loaded.config.shown(),
+                "values": loaded.config.flat(),
                 "origins": dict(loaded.config.origins),
                 "files": [str(path) for path in loaded.files],
                 "problems": [str(problem) for problem in self._process.problems],

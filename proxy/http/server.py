@@ -77,6 +77,16 @@ class Facts:
         self.tls_version = tls_version
 
 
+class Use:
+    """What one peer (SPIFFE ID, or the local app) uses at the moment (L-20, L-21)."""
+
+    __slots__ = ("connections", "requests")
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.requests = 0
+
+
 class Times:
     """Limits in seconds of one listener (T-2, T-3, T-5, T-7, T-10); 0 lifts one."""
 
@@ -127,6 +137,7 @@ class ServerConnection(HttpConnection):
         "requests",
         "requests_left",
         "service",
+        "use",
     )
 
     engine: ServerEngine
@@ -135,6 +146,7 @@ class ServerConnection(HttpConnection):
         super().__init__(stream, engine)
         self.service = service
         self.facts = facts
+        self.use = Use()  # shared by all connections of the peer once the worker has counted this one in
         self.requests = 0
         self.requests_left = 0  # 0 = unlimited, else counted down (L-19)
         self.expires_at = 0.0  # monotonic: drain from here on (T-7, or a little before cut_at)

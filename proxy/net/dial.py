@@ -6,7 +6,6 @@ Everything happens on the poller under one deadline (T-6); the caller gets exact
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
@@ -32,6 +31,7 @@ class Dial:
         "_expect",
         "_failed",
         "_handshake",
+        "_over",
         "_poller",
         "_protocols",
         "_server_name",
@@ -65,6 +65,7 @@ class Dial:
         self._sock: socket.socket | None = None
         self._timer: Timer | None = None
         self._handshake: Handshake | None = None
+        self._over = False  # one of the callbacks was called
 
     def start(self) -> None:
         try:
@@ -88,7 +89,7 @@ class Dial:
         try:
             no_delay(sock)
             code = sock.connect_ex(target)
-            if code not in (0, errno.EINPROGRESS, errno.EAGAIN):
+            if code not in (0, errno.EINPROGRESS):  # EAGAIN: the queue of a Unix socket is full
                 raise OSError(code, os.strerror(code))
         except OSError:
             sock.close()
@@ -102,9 +103,9 @@ class Dial:
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             sock.close()
-            self._failed("upstream_connect_failed", os.strerror(code))
+            self._fail("upstream_connect_failed", os.strerror(code))
         elif self._credentials is None:
-            self._done(Stream(self._poller, sock), None, "")
+            self._succeed(Stream(self._poller, sock), None, "")
         else:
             self._secure(sock, self._credentials)
 
@@ -117,7 +118,8 @@ class Dial:
         return sock
 
     def _secure(self, sock: socket.socket, credentials: Credentials) -> None:
-        self._handshake = Handshake(
+        self._sock = sock  # ours until the handshake has it
+        handshake = Handshake(
             self._poller,
             sock,
             credentials,
@@ -128,26 +130,36 @@ class Dial:
             failed=self._insecure,
             server_name=self._server_name,
         )
-        self._handshake.start()
+        self._sock, self._handshake = None, handshake
+        handshake.start()
+
+    def _succeed(self, stream: Stream, peer: PeerIdentity | None, alpn: str) -> None:
+        self._over = True
+        self._done(stream, peer, alpn)
+
+    def _fail(self, reason: str, detail: str) -> None:
+        if not self._over:
+            self._over = True
+            self._failed(reason, detail)
 
     def _secured(self, stream: TlsStream, peer: PeerIdentity, alpn: str) -> None:
         # S-7: the far side must be who this upstream is said to be, not just anybody of the trust domain.
         if peer.uri not in self._expect:
             stream.abort()
             wanted = ", ".join(sorted(self._expect)) or "nobody"
-            self._failed("upstream_identity_mismatch", f"expected {wanted}, the peer is {peer.uri}")
+            self._fail("upstream_identity_mismatch", f"expected {wanted}, the peer is {peer.uri}")
             return
-        self._done(stream, peer, alpn)
+        self._succeed(stream, peer, alpn)
 
     def _insecure(self, why: str, detail: str) -> None:
         reason = "upstream_connect_timeout" if why == "timeout" else "upstream_tls_failed"
-        self._failed(reason, f"{why}: {detail}")
+        self._fail(reason, f"{why}: {detail}")
 
     def _expire(self) -> None:
         sock = self._take_socket()
         if sock is not None:
             sock.close()
-            self._failed("upstream_connect_timeout", f"no connection to {self._address} in time")
+            self._fail("upstream_connect_timeout", f"no connection to {self._address} in time")
 
     def cancel(self) -> None:
         """Give up silently (shutdown)."""
@@ -155,14 +167,13 @@ class Dial:
         if sock is not None:
             sock.close()
         elif self._handshake is not None:
-            with contextlib.suppress(KeyError, OSError, ValueError):
-                self._handshake.cancel()
+            self._handshake.cancel()
 
     def on_crash(self, error: Exception) -> None:
         sock = self._take_socket()
         if sock is not None:
             sock.close()
-        self._failed("internal_error", type(error).__name__)
+        self._fail("internal_error", type(error).__name__)
 
 
 def _words(error: OSError) -> str:

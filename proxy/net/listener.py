@@ -136,6 +136,10 @@ class Bucket:
             return 0.0
         return (1.0 - self._level) / self.rate
 
+    def give_back(self) -> None:
+        """The token taken last was not needed."""
+        self._level += 1.0
+
 
 class Listener:
     """Accepts on one socket and hands each connection to ``accept``.
@@ -171,9 +175,9 @@ class Listener:
                 return
             try:
                 sock, peer = self._sock.accept()
-            except BlockingIOError:
-                return
             except OSError as error:
+                if self.pace is not None:
+                    self.pace.give_back()
                 self._on_error(error)
                 return
             self._take(sock, peer)
@@ -194,7 +198,7 @@ class Listener:
     def _on_error(self, error: OSError) -> None:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
             self._rest(_BACK_OFF)
-        # ECONNABORTED, EPROTO and the like concern the connection that went away (F-24).
+        # EAGAIN: all are accepted. ECONNABORTED, EPROTO and the like concern the one that went away (F-24).
 
     def _rest(self, seconds: float) -> None:
         self._poller.unregister(self._sock.fileno())

@@ -138,11 +138,18 @@ class Handshake:
         self._fail("timeout", "the handshake did not finish in time")
 
     def cancel(self) -> None:
-        """Give up silently (shutdown)."""
+        """Give up silently (shutdown); nothing happens once it has finished."""
+        if self._timer.action is None:
+            return
         self._timer.cancel()
         self._poller.unregister(self._sock.fileno())
         self._sock.close()
 
     def on_crash(self, error: Exception) -> None:
-        self._fail("protocol", f"internal error: {type(error).__name__}")
+        if self._timer.action is not None:
+            self._fail("protocol", f"internal error: {type(error).__name__}")
+            return
+        # Handed over already: it was the new owner that failed, and it must not hear of both ends.
+        self._poller.unregister(self._sock.fileno())
+        self._sock.close()
 

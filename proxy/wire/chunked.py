@@ -1,4 +1,4 @@
-"""The chunked transfer coding (RFC 9112 7.1), read strictly and written plainly. Pure.
+"""The chunked transfer coding (RFC 9112 7.1), read strictly. Pure.
 
     chunked-body = *( size [ extensions ] CRLF data CRLF ) 1*"0" [ extensions ] CRLF trailers CRLF
 
@@ -118,7 +118,7 @@ class ChunkedReader:
             self._count_trailer(len(line))
         elif not _BEGUN.fullmatch(line):
             _refuse("size")
-        elif len(line) > self._limits.chunk_line:
+        elif len(line.rstrip(b"\r")) > self._limits.chunk_line:
             _refuse("line too long")
         self._line = line
 
@@ -158,8 +158,3 @@ class ChunkedReader:
         self._count_trailer(len(line))
         self._size += len(line) + 2
         self.trailers.append((name.lower(), value.strip(b" \t")))
-
-
-def render_chunk(data: bytes) -> tuple[bytes, bytes, bytes]:
-    """A chunk as three pieces, so that large data is not copied here."""
-    return b"%x\r\n" % len(data), data, b"\r\n"

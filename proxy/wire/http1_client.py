@@ -42,7 +42,6 @@ from proxy.wire.http1_connection import (
     Http1Connection,
     render_fields,
 )
-from proxy.wire.http1_heads import HeadBuffer, HeadReader
 from proxy.wire.limits import WireLimits
 from proxy.wire.validate import METHODS, frame_response, list_members
 
@@ -63,9 +62,7 @@ class Http1Client(Http1Connection):
     """See the module's text. ``fault`` says, for operators, why the answer was not accepted."""
 
     def __init__(self, limits: WireLimits) -> None:
-        super().__init__(limits)
-        self._heads = HeadReader(limits, requests=False)
-        self._buffer = HeadBuffer(limits, requests=False)
+        super().__init__(limits, requests=False)
         self._mode = WAIT
         self.body_limit = 0  # L-6 is about requests
         self._method = b""
@@ -77,10 +74,6 @@ class Http1Client(Http1Connection):
         self.fault = ""
 
     # -- requests -----------------------------------------------------------------------------------------
-
-    @property
-    def mid_head(self) -> bool:
-        return self._mode == HEAD and len(self._buffer) > 0
 
     @property
     def reusable(self) -> bool:
@@ -184,14 +177,12 @@ class Http1Client(Http1Connection):
 
     def _refuse(self, fault: str, events: list[Event]) -> None:
         self.fault = fault
-        was_open, self._open = self._open, False
+        self._open = False
         self._sent = True
         self._buffer.clear()
         self._die()
-        if was_open:
-            events.append(
-                StreamReset(self._stream_id, _PROTOCOL_ERROR, by_peer=False, reason="upstream_protocol_error")
-            )
+        reason = "upstream_protocol_error"
+        events.append(StreamReset(self._stream_id, _PROTOCOL_ERROR, by_peer=False, reason=reason))
 
     def _on_head(self, data: bytes, events: list[Event]) -> bytes:
         if not self._left_us:

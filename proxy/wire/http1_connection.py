@@ -19,7 +19,7 @@ from typing import NoReturn
 from proxy.errors import MalformedRequest
 from proxy.wire.chunked import ChunkedReader
 from proxy.wire.events import DataReceived, Event, Headers, TrailersReceived
-from proxy.wire.http1_heads import HEAD_BYTES
+from proxy.wire.http1_heads import HEAD_BYTES, HeadBuffer, HeadReader
 from proxy.wire.limits import WireLimits
 from proxy.wire.names import FRAMING_HEADERS
 
@@ -59,7 +59,7 @@ class Http1Connection:
 
     version = 11
 
-    def __init__(self, limits: WireLimits) -> None:
+    def __init__(self, limits: WireLimits, *, requests: bool) -> None:
         self.limits = limits
         self.now = 0.0  # set by the owner; HTTP/1.1 has no limit that depends on it
         self.must_close = False
@@ -71,7 +71,9 @@ class Http1Connection:
         self._closing = False
         self._left = 0
         self._body_size = 0
-        self._chunks: ChunkedReader | None = None
+        self._heads = HeadReader(limits, requests=requests)
+        self._buffer = HeadBuffer(limits, requests=requests)
+        self._chunks = ChunkedReader(limits)
         self._framing = NO_BODY
         self._send_left = 0
         self._sent = True  # our message of this exchange is complete
@@ -88,7 +90,7 @@ class Http1Connection:
     @property
     def mid_head(self) -> bool:
         """A head has begun and not ended (T-2)."""
-        return False
+        return self._mode == HEAD and len(self._buffer) > 0
 
     @property
     def open_streams(self) -> int:
@@ -215,8 +217,6 @@ class Http1Connection:
 
     def _on_chunks(self, data: bytes, events: list[Event]) -> bytes:
         chunks = self._chunks
-        if chunks is None:
-            raise RuntimeError("no body is being read")
         pieces: list[bytes] = []
         ended = False
         try:
@@ -231,7 +231,6 @@ class Http1Connection:
             return b""
         if chunks.trailers:
             events.append(TrailersReceived(self._stream_id, chunks.trailers))
-        self._chunks = None
         self._message_received()
         return chunks.rest
 

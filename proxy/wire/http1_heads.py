@@ -33,6 +33,7 @@ _BAD_BYTES = "control character, bare CR or bare LF"
 _LINE_END = (b"", b"\r", b"\n")  # what a first byte may be that begins no start line
 # Which of our words is meant by llhttp's, tried in this order.
 _REASONS = (
+    ("be present with", "bad_transfer_encoding"),  # Content-Length and Transfer-Encoding, in either order
     ("Content-Length", "bad_content_length"),
     ("Transfer-Encoding", "bad_transfer_encoding"),
     ("header value", "bad_header_value"),
@@ -50,7 +51,7 @@ class _Fields:
     __slots__ = ("append",)
 
     def __init__(self) -> None:
-        self.append: Callable[[tuple[bytes, bytes]], None] = [].append
+        self.append: Callable[[tuple[bytes, bytes]], None] = Headers().append
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.append((name.lower(), value))
@@ -240,9 +241,7 @@ class HeadBuffer:
         seam = bytes(buffer[-1:])
         buffer += data
         if bad_bytes(data if seam != b"\r" else seam + data):
-            _refuse(
-                "bad_header_value" if b"\r\n" in buffer else self._reason, _BAD_BYTES
-            )
+            _refuse("bad_header_value" if b"\r\n" in buffer else self._reason, _BAD_BYTES)
         self._lines += data.count(b"\n")
         if not self._lines and len(buffer) > limits.request_line:
             _refuse("uri_too_long")

@@ -46,7 +46,6 @@ from proxy.wire.http1_connection import (
     Http1Connection,
     render_fields,
 )
-from proxy.wire.http1_heads import HeadBuffer, HeadReader
 from proxy.wire.limits import WireLimits
 from proxy.wire.validate import check_request
 
@@ -64,10 +63,8 @@ class Http1Server(Http1Connection):
     """See the module's text. ``scheme`` is what the listener speaks, b"https" behind mTLS or b"http"."""
 
     def __init__(self, limits: WireLimits, *, scheme: bytes = b"http") -> None:
-        super().__init__(limits)
+        super().__init__(limits, requests=True)
         self._scheme = scheme
-        self._heads = HeadReader(limits, requests=True)
-        self._buffer = HeadBuffer(limits, requests=True)
         self._waiting: list[bytes] = []
         self._waiting_size = 0
         self._head: RequestHead | None = None
@@ -77,10 +74,6 @@ class Http1Server(Http1Connection):
         self._ended = False  # the caller will send no more
 
     # -- bytes in -----------------------------------------------------------------------------------------
-
-    @property
-    def mid_head(self) -> bool:
-        return self._mode == HEAD and len(self._buffer) > 0
 
     @property
     def wants_read(self) -> bool:
@@ -274,12 +267,10 @@ class Http1Server(Http1Connection):
 
     def _message_sent(self) -> None:
         if self._framing != RAW:
-            self._next_if_done()
+            self._after_answer()
 
-    def _next_if_done(self) -> None:
-        """Both messages complete: on to the next request, or the end."""
-        if not self._sent:
-            return
+    def _after_answer(self) -> None:
+        """The answer is complete: on to the next request if this one is complete too, else the end."""
         self._open = False
         if self._closing or self._mode != WAIT:
             self._forget_waiting()

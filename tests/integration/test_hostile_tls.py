@@ -15,13 +15,13 @@ import pytest
 import trio
 
 from identity import authority
-from identity.files import CaFolder, create_ca
+from identity.files import create_ca
 from identity.spiffe import SpiffeId
-from identity.svid import X509Context
+from identity.svid import TrustBundle, X509Context, X509Svid
 from proxy.lifecycle import Caps
 from proxy.net.tls import Credentials
 from tests.support.mesh import API, TRUST_DOMAIN, WEB, Mesh, make_context, open_mesh
-from tests.support.raw import GOOD, Heard, RawApp, ask, connect, talk, tls_client
+from tests.support.raw import GOOD, Heard, RawApp, ask, connect, talk, tls_client, until
 
 
 @asynccontextmanager
@@ -36,15 +36,6 @@ async def inbound(folder: Path, **settings: Any) -> AsyncIterator[tuple[Mesh, Ra
         nursery.cancel_scope.cancel()
 
 
-def issued(ca: CaFolder, spiffe_id: str, begins: float, seconds: float) -> X509Context:
-    """An SVID that is valid from ``begins`` (seconds from now) on."""
-    now = datetime.now(UTC) + timedelta(seconds=begins)
-    svid = authority.issue(
-        ca.authority, ca.bundle, SpiffeId.parse(spiffe_id), now=now, rng=random.SystemRandom(), ttl=timedelta(seconds=seconds)
-    )
-    return X509Context(svid, {ca.trust_domain: ca.bundle})
-
-
 async def attempt(port: int, tls: ssl.SSLContext) -> Heard:
     """A handshake and a request; a refusal at any point is an empty, closed ``Heard``."""
     try:
@@ -55,9 +46,7 @@ async def attempt(port: int, tls: ssl.SSLContext) -> Heard:
 
 async def refused(mesh: Mesh, count: int = 1) -> set[str]:
     """The reasons of the handshakes that failed, once ``count`` are known."""
-    with trio.fail_after(5):
-        while len(mesh.api.telemetry.closed) < count:
-            await trio.sleep(0.01)
+    await until(lambda: len(mesh.api.telemetry.closed) >= count)
     family = mesh.api.telemetry.instruments.handshakes
     reasons = {record.reason for record in mesh.api.telemetry.closed}
     assert all(family.labels("server", reason).value for reason in reasons), "not counted"
@@ -115,34 +104,63 @@ REASONS = {
 }
 
 
-def strange(kind: str, ca: CaFolder, folder: Path) -> X509Context:
-    if kind == "expired":
-        return issued(ca, WEB, -7200, 3600)
-    if kind == "not yet valid":
-        return issued(ca, WEB, 3600, 3600)
-    name = TRUST_DOMAIN if kind == "other ca" else "elsewhere.test"
-    other = create_ca(folder / "other", name, now=datetime.now(UTC))
-    return make_context(other, f"spiffe://{name}/ns/shop/sa/web")
+def strange(kind: str, mesh: Mesh, folder: Path) -> X509Context:
+    """An SVID that is wrong in one way. Those of another time come from an authority that both sides trust."""
+    name = "elsewhere.test" if kind == "other trust domain" else TRUST_DOMAIN
+    shift = {"expired": -7200, "not yet valid": 3600}.get(kind, 0)
+    now = datetime.now(UTC) + timedelta(seconds=shift)
+    other = create_ca(folder / "other", name, now=now - timedelta(days=1))
+    if shift:
+        both = TrustBundle(TRUST_DOMAIN, (*mesh.ca.bundle.authorities, *other.bundle.authorities))
+        for side in (mesh.api, mesh.web):
+            assert side.worker.credentials is not None
+            side.worker.credentials = Credentials(
+                X509Context(side.worker.credentials.context.svid, {TRUST_DOMAIN: both})
+            )
+    spiffe_id, key = SpiffeId.parse(f"spiffe://{name}/ns/shop/sa/api"), authority.new_key()
+    rng, ttl = random.SystemRandom(), timedelta(hours=1)
+    chain = authority.sign_svid(other.authority, spiffe_id, key.public_key(), now=now, rng=rng, ttl=ttl)
+    return X509Context(X509Svid(spiffe_id, chain, key), {name: other.bundle})
 
 
 @pytest.mark.parametrize("kind", REASONS)
 async def test_a_certificate_that_proves_nothing_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     async with inbound(tmp_path) as (mesh, app, good):
-        tls = tls_client(strange(kind, mesh.ca, tmp_path), tmp_path / "strange")
+        tls = tls_client(strange(kind, mesh, tmp_path), tmp_path / "strange")
         heard = await attempt(mesh.api.port, tls)
         assert (heard.data, heard.closed) == (b"", True)
         assert await refused(mesh) == REASONS[kind]
         await still_serves(mesh, app, good)
 
 
+class Shameless(Credentials):
+    """Shows a certificate whatever the time."""
+
+    def expired(self, wall: float) -> bool:
+        return False
+
+
 @pytest.mark.parametrize("kind", REASONS)
 async def test_an_upstream_whose_certificate_proves_nothing_is_a_503(tmp_path: Path, kind: str) -> None:
     async with inbound(tmp_path) as (mesh, app, _):
-        context = strange(kind, mesh.ca, tmp_path)
-        mesh.api.worker.credentials = Credentials(X509Context(context.svid, {**context.bundles, TRUST_DOMAIN: mesh.ca.bundle}))
+        context = strange(kind, mesh, tmp_path)
+        bundles = {**context.bundles, TRUST_DOMAIN: mesh.ca.bundle}
+        mesh.api.worker.credentials = Shameless(X509Context(context.svid, bundles))
         heard = await ask(mesh.web.port, GOOD)
-        assert (heard.status, app.complete) == (503, [])
-        assert heard.reason in ("upstream_tls_failed", "no_identity", "upstream_connect_failed")
+        assert (heard.status, heard.reason, app.complete) == (503, "upstream_tls_failed", [])
+        assert (mesh.web.records[0].reason, mesh.api.records) == ("upstream_tls_failed", [])
+
+
+async def test_a_refused_upstream_is_counted_by_what_was_wrong_with_it(tmp_path: Path) -> None:
+    async with inbound(tmp_path) as (mesh, _, _):
+        context = strange("other ca", mesh, tmp_path)
+        bundles = {**context.bundles, TRUST_DOMAIN: mesh.ca.bundle}
+        mesh.api.worker.credentials = Shameless(X509Context(context.svid, bundles))
+        await ask(mesh.web.port, GOOD)
+        mesh.api.worker.credentials = Credentials(make_context(mesh.ca, API))
+        assert (await ask(mesh.web.port, GOOD)).status == 200
+    family = mesh.web.telemetry.instruments.handshakes
+    assert [family.labels("client", word).value for word in ("untrusted_root", "ok")] == [1, 1]
 
 
 async def test_tls_1_2_is_refused_while_1_3_is_the_minimum(tmp_path: Path) -> None:
@@ -157,7 +175,11 @@ async def test_tls_1_2_is_refused_while_1_3_is_the_minimum(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("ciphers", "accepted"),
-    [("ECDHE-ECDSA-AES128-GCM-SHA256", True), ("ECDHE-ECDSA-AES128-SHA256", False), ("DHE-RSA-AES128-GCM-SHA256", False)],
+    [
+        ("ECDHE-ECDSA-AES128-GCM-SHA256", True),
+        ("ECDHE-ECDSA-AES128-SHA256", False),
+        ("DHE-RSA-AES128-GCM-SHA256", False),
+    ],
 )
 async def test_tls_1_2_where_allowed_is_ecdhe_with_aead_only(tmp_path: Path, ciphers: str, accepted: bool) -> None:
     async with inbound(tmp_path) as (mesh, app, _):
@@ -179,14 +201,18 @@ async def test_a_slow_handshake_ends_in_time(tmp_path: Path, sent: bytes) -> Non
         await still_serves(mesh, app, good)
 
 
+async def drip(stream: trio.abc.Stream, data: bytes) -> None:
+    for byte in data:
+        await stream.send_all(bytes([byte]))
+        await trio.sleep(0.02)
+
+
 @pytest.mark.slow
 async def test_a_handshake_that_drips_gets_no_more_time(tmp_path: Path) -> None:
     async with inbound(tmp_path, handshake_timeout=0.3) as (mesh, app, good):
         stream = await connect(mesh.api.port)
         with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
-            for byte in b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + bytes(500):
-                await stream.send_all(bytes([byte]))
-                await trio.sleep(0.02)
+            await drip(stream, b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + bytes(500))
         await trio.aclose_forcefully(stream)
         assert await refused(mesh) == {"timeout"}
         await still_serves(mesh, app, good)
@@ -226,7 +252,10 @@ async def test_only_unknown_application_protocols_get_an_alert(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("alpn", "sent"),
-    [("h2", b"GET /hit HTTP/1.1\r\nHost: api.shop\r\n\r\n"), ("http/1.1", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")],
+    [
+        ("h2", b"GET /hit HTTP/1.1\r\nHost: api.shop\r\n\r\n"),
+        ("http/1.1", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"),
+    ],
 )
 async def test_bytes_that_contradict_alpn_end_the_connection(tmp_path: Path, alpn: str, sent: bytes) -> None:
     async with inbound(tmp_path) as (mesh, app, good):
@@ -246,14 +275,12 @@ async def test_a_body_cut_without_close_notify_is_not_a_body(tmp_path: Path) -> 
     """S-6: FIN alone never ends a message, here of an upload whose length only its end would tell."""
     async with inbound(tmp_path) as (mesh, app, good):
         stream = await connect(mesh.api.port, good)
-        await stream.send_all(b"POST /hit HTTP/1.1\r\nHost: api.shop\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
-        with trio.fail_after(5):
-            while b"/hit" not in app.everything:
-                await trio.sleep(0.01)
+        await stream.send_all(
+            b"POST /hit HTTP/1.1\r\nHost: api.shop\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+        )
+        await until(lambda: b"/hit" in app.everything)
         await stream.transport_stream.send_eof()  # type: ignore[attr-defined]
-        with trio.fail_after(5):
-            while not app.cut:
-                await trio.sleep(0.01)
+        await until(lambda: app.cut)
         await trio.aclose_forcefully(stream)
         assert app.complete == []
         assert (await ask(mesh.api.port, GOOD, good)).status == 200

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -131,7 +132,11 @@ async def connect(port: int, tls: ssl.SSLContext | None = None) -> trio.abc.Stre
     if tls is None:
         return tcp
     stream: trio.SSLStream[trio.SocketStream] = trio.SSLStream(tcp, tls, https_compatible=True)
-    await stream.do_handshake()
+    try:
+        await stream.do_handshake()
+    except BaseException:
+        await trio.aclose_forcefully(tcp)
+        raise
     return stream
 
 
@@ -155,6 +160,13 @@ async def talk(stream: trio.abc.Stream, data: bytes, *, seconds: float = 5.0) ->
 async def ask(port: int, data: bytes, tls: ssl.SSLContext | None = None) -> Heard:
     """``talk`` on a connection of its own."""
     return await talk(await connect(port, tls), data)
+
+
+async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    """Wait until ``condition`` holds; TooSlowError when it does not in time."""
+    with trio.fail_after(seconds):
+        while not condition():  # noqa: ASYNC110 (the product has no event for it)
+            await trio.sleep(0.01)
 
 
 GOOD = b"GET /good HTTP/1.1\r\nHost: api.shop\r\nConnection: close\r\n\r\n"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import aclosing
+
 import trio
 import trio.testing
 
@@ -47,11 +49,12 @@ async def test_a_slow_reader_sees_the_latest_value_once(autojump_clock: trio.tes
     live, seen = Live(0), []
 
     async def reader() -> None:
-        async for value in live.changes():
-            seen.append(value)
-            await trio.sleep(1)
-            if value == 5:
-                return
+        async with aclosing(live.changes()) as changes:
+            async for value in changes:
+                seen.append(value)
+                await trio.sleep(1)
+                if value == 5:
+                    return
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reader)

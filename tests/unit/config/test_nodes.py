@@ -135,7 +135,7 @@ def test_aliases_count_with_all_they_stand_for() -> None:
 
 
 def test_depth_is_bounded() -> None:
-    assert the_problem("[" * 5000).code == "SW0110"
+    assert the_problem("[" * 500).code == "SW0110"
 
 
 def test_the_length_of_a_file_is_bounded() -> None:
@@ -177,7 +177,9 @@ def test_only_true_and_false_are_booleans() -> None:
     assert [p.code for p in root.document.problems] == ["SW0105"]
 
 
-@pytest.mark.parametrize(("text", "other"), [("80", True), ("1e3", True), ("no", True), ("'80'", False), ("GET", False)])
+@pytest.mark.parametrize(
+    ("text", "other"), [("80", True), ("1e3", True), ("no", True), ("'80'", False), ("GET", False)]
+)
 def test_a_text_that_kubernetes_would_read_as_something_else_is_recognised(text: str, other: bool) -> None:
     assert only(f"a: {text}").entries["a"].looks_like_other_type is other
 

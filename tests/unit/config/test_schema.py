@@ -77,7 +77,8 @@ def test_a_setting_is_explained() -> None:
     ]
     assert "ROUND_ROBIN | LEAST_REQUEST" in explain_setting("upstreams.api.trafficPolicy.loadBalancer.simple")
     assert "SIDEWALL_UPSTREAMS__NAME__EXPECT" in explain_setting("upstreams.expect")
-    assert "  must be given" not in explain_setting("inbound.app") and "must be given" in explain_setting("inbound.app")
+    assert "  must be given" not in explain_setting("inbound.app")
+    assert "must be given" in explain_setting("inbound.app")
 
 
 def test_a_setting_that_is_not_there_is_answered_with_the_nearest() -> None:

@@ -19,7 +19,16 @@ from config.values import (
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("0", 0), ("0s", 0), ("250ms", 0.25), ("10s", 10), ("1h30m", 5400), ("1m", 60), ("1.5s", 1.5), ("1h2m3s4ms", 3723.004)],
+    [
+        ("0", 0),
+        ("0s", 0),
+        ("250ms", 0.25),
+        ("10s", 10),
+        ("1h30m", 5400),
+        ("1m", 60),
+        ("1.5s", 1.5),
+        ("1h2m3s4ms", 3723.004),
+    ],
 )
 def test_durations_are_read(text: str, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds)
@@ -80,8 +89,25 @@ def test_a_bare_port_is_on_the_host_that_is_usual_there() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "0", "65536", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x", "::1:80", "[::1]", "[1.2.3.4]:1", "1.2.3:80", "a:80"]
-    + ["unix:", "unix:@abstract", "unix:/" + "x" * 120, "systemd:x", "1.2.3.4:٣", "host name:80"],
+    [
+        "",
+        "0",
+        "65536",
+        "127.0.0.1",
+        "127.0.0.1:",
+        "127.0.0.1:x",
+        "::1:80",
+        "[::1]",
+        "[1.2.3.4]:1",
+        "1.2.3:80",
+        "a:80",
+        "unix:",
+        "unix:@abstract",
+        "unix:/" + "x" * 120,
+        "systemd:x",
+        "1.2.3.4:٣",
+        "host name:80",
+    ],
 )
 def test_other_texts_are_no_addresses(text: str) -> None:
     with pytest.raises(ValueError):
@@ -101,7 +127,8 @@ def test_an_address_is_shown_as_it_is_written(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "local"), [("127.9.9.9:1", True), ("[::1]:1", True), ("unix:/a", True), ("10.0.0.1:1", False), ("1", False)]
+    ("text", "local"),
+    [("127.9.9.9:1", True), ("[::1]:1", True), ("unix:/a", True), ("10.0.0.1:1", False), ("1", False)],
 )
 def test_loopback_and_sockets_are_local(text: str, local: bool) -> None:
     assert parse_address(text, bare="0.0.0.0").is_local is local
@@ -122,8 +149,24 @@ def test_identities_to_expect(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "*", "any", "shop/*", "api", "a/b/c", "spiffe://td", "spiffe://td/", "spiffe://td/a/", "spiffe://td/../x"]
-    + ["spiffe://TD/a", "spiffe://td/a%20", "SPIFFE://td/a", "spiffe://td/*", "shop/..", "https://td/a"],
+    [
+        "",
+        "*",
+        "any",
+        "shop/*",
+        "api",
+        "a/b/c",
+        "spiffe://td",
+        "spiffe://td/",
+        "spiffe://td/a/",
+        "spiffe://td/../x",
+        "spiffe://TD/a",
+        "spiffe://td/a%20",
+        "SPIFFE://td/a",
+        "spiffe://td/*",
+        "shop/..",
+        "https://td/a",
+    ],
 )
 def test_what_does_not_name_one_identity_is_refused(text: str) -> None:
     with pytest.raises(ValueError):

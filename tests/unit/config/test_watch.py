@@ -13,9 +13,11 @@ import trio.testing
 from config import watch as module
 from config.watch import watch
 
+Clock = trio.testing.MockClock
+
 
 @pytest.fixture(autouse=True)
-def looks_without_threads(monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock) -> None:
+def looks_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """With an autojump clock, time would pass while a thread works."""
 
     async def at_once(work: Callable[[object], object], argument: object, **_: object) -> object:
@@ -56,7 +58,9 @@ async def start(nursery: trio.Nursery, *paths: Path) -> Seen:
     return seen
 
 
-async def test_a_change_of_a_file_is_seen_within_a_second(tmp_path: Path, nursery: trio.Nursery) -> None:
+async def test_a_change_of_a_file_is_seen_within_a_second(
+    tmp_path: Path, nursery: trio.Nursery, autojump_clock: Clock
+) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("one")
     seen = await start(nursery, file)
@@ -64,7 +68,7 @@ async def test_a_change_of_a_file_is_seen_within_a_second(tmp_path: Path, nurser
     assert await seen.after(lambda: file.write_text("two")) == 1
 
 
-async def test_the_same_content_is_no_change(tmp_path: Path, nursery: trio.Nursery) -> None:
+async def test_the_same_content_is_no_change(tmp_path: Path, nursery: trio.Nursery, autojump_clock: Clock) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("one")
     seen = await start(nursery, file)
@@ -73,7 +77,7 @@ async def test_the_same_content_is_no_change(tmp_path: Path, nursery: trio.Nurse
     assert await seen.after(lambda: file.write_text("one")) == 0
 
 
-async def test_a_file_may_come_go_and_come_back(tmp_path: Path, nursery: trio.Nursery) -> None:
+async def test_a_file_may_come_go_and_come_back(tmp_path: Path, nursery: trio.Nursery, autojump_clock: Clock) -> None:
     file = tmp_path / "a.yaml"
     seen = await start(nursery, file)
     assert await seen.after(lambda: file.write_text("one")) == 1
@@ -81,7 +85,9 @@ async def test_a_file_may_come_go_and_come_back(tmp_path: Path, nursery: trio.Nu
     assert await seen.after(lambda: file.write_text("two")) == 1
 
 
-async def test_files_of_a_folder_are_seen_and_others_are_not(tmp_path: Path, nursery: trio.Nursery) -> None:
+async def test_files_of_a_folder_are_seen_and_others_are_not(
+    tmp_path: Path, nursery: trio.Nursery, autojump_clock: Clock
+) -> None:
     folder = tmp_path / "policy"
     seen = await start(nursery, folder)
     assert await seen.after(folder.mkdir) == 1
@@ -92,7 +98,9 @@ async def test_files_of_a_folder_are_seen_and_others_are_not(tmp_path: Path, nur
     assert await seen.after(lambda: (folder / "b.yaml").unlink()) == 1
 
 
-async def test_the_swap_of_a_kubernetes_volume_is_one_change(tmp_path: Path, nursery: trio.Nursery) -> None:
+async def test_the_swap_of_a_kubernetes_volume_is_one_change(
+    tmp_path: Path, nursery: trio.Nursery, autojump_clock: Clock
+) -> None:
     for name, text in (("..1", "one"), ("..2", "two"), ("..3", "two")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.yaml").write_text(text)
@@ -108,7 +116,9 @@ async def test_the_swap_of_a_kubernetes_volume_is_one_change(tmp_path: Path, nur
     assert await seen.after(lambda: swap("..3")) == 0
 
 
-async def test_a_file_that_is_being_written_is_waited_for(tmp_path: Path, nursery: trio.Nursery) -> None:
+async def test_a_file_that_is_being_written_is_waited_for(
+    tmp_path: Path, nursery: trio.Nursery, autojump_clock: Clock
+) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("")
     seen = await start(nursery, file)
@@ -120,7 +130,9 @@ async def test_a_file_that_is_being_written_is_waited_for(tmp_path: Path, nurser
     assert await seen.after(lambda: None) == 1
 
 
-async def test_a_file_that_is_written_without_end_is_seen_all_the_same(tmp_path: Path, nursery: trio.Nursery) -> None:
+async def test_a_file_that_is_written_without_end_is_seen_all_the_same(
+    tmp_path: Path, nursery: trio.Nursery, autojump_clock: Clock
+) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("")
     seen = await start(nursery, file)
@@ -130,7 +142,9 @@ async def test_a_file_that_is_written_without_end_is_seen_all_the_same(tmp_path:
     assert seen.count >= 2
 
 
-async def test_the_files_are_asked_for_anew_each_time(tmp_path: Path, nursery: trio.Nursery) -> None:
+async def test_the_files_are_asked_for_anew_each_time(
+    tmp_path: Path, nursery: trio.Nursery, autojump_clock: Clock
+) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     first.write_text("1")
     second.write_text("2")
@@ -140,7 +154,7 @@ async def test_the_files_are_asked_for_anew_each_time(tmp_path: Path, nursery: t
 
 
 async def test_what_was_written_a_moment_ago_is_read_once_more(
-    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, autojump_clock: Clock
 ) -> None:
     monkeypatch.setattr(module, "_RECENT", 10.0)
     (tmp_path / "a").write_text("1")
@@ -149,7 +163,9 @@ async def test_what_was_written_a_moment_ago_is_read_once_more(
     assert await seen.after(lambda: None) == 0
 
 
-async def test_a_change_while_the_reader_is_busy_is_not_lost(tmp_path: Path, nursery: trio.Nursery) -> None:
+async def test_a_change_while_the_reader_is_busy_is_not_lost(
+    tmp_path: Path, nursery: trio.Nursery, autojump_clock: Clock
+) -> None:
     file, counts = tmp_path / "a", []
     file.write_text("0")
 
@@ -167,7 +183,7 @@ async def test_a_change_while_the_reader_is_busy_is_not_lost(tmp_path: Path, nur
     assert counts == ["1", "2"]
 
 
-async def test_odd_files_do_not_stop_the_watch(tmp_path: Path, nursery: trio.Nursery) -> None:
+async def test_odd_files_do_not_stop_the_watch(tmp_path: Path, nursery: trio.Nursery, autojump_clock: Clock) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "loop.yaml").symlink_to("loop.yaml")
     file = tmp_path / "a.yaml"
@@ -175,7 +191,9 @@ async def test_odd_files_do_not_stop_the_watch(tmp_path: Path, nursery: trio.Nur
     assert await seen.after(lambda: file.write_text("x")) == 1
 
 
-def test_content_beyond_the_bound_is_told_from_content_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_beyond_the_bound_is_told_from_content_within(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "MAX_TOTAL", 10)
     file = tmp_path / "a"
     file.write_text("x" * 10)

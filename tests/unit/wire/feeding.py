@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from proxy.wire.events import DataReceived, Event, TrailersReceived
@@ -20,7 +21,7 @@ def at(*cuts: int) -> Any:
 
     def feed(engine: Any, data: bytes) -> list[Event]:
         edges = [0, *sorted(cut for cut in cuts if 0 < cut < len(data)), len(data)]
-        pieces = [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        pieces = [data[a:b] for a, b in pairwise(edges)]
         return [event for piece in pieces for event in engine.receive(piece)]
 
     return feed

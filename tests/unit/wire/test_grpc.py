@@ -41,7 +41,21 @@ def test_a_timeout_is_digits_and_a_unit(value: bytes, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [b"", b"S", b"1", b"1s", b"123456789S", b"-1S", b"+1S", b"1.5S", b" 1S", b"1S ", b"1S\n", b"1_0S", "٣S".encode()],
+    [
+        b"",
+        b"S",
+        b"1",
+        b"1s",
+        b"123456789S",
+        b"-1S",
+        b"+1S",
+        b"1.5S",
+        b" 1S",
+        b"1S ",
+        b"1S\n",
+        b"1_0S",
+        "٣S".encode(),
+    ],
 )
 def test_a_malformed_timeout_is_none(value: bytes) -> None:
     assert parse_grpc_timeout(value) is None
@@ -84,7 +98,12 @@ def test_a_malformed_status_is_none(value: bytes) -> None:
 
 def test_every_status_has_a_name_and_an_http_status() -> None:
     assert len(STATUS_NAMES) == 17
-    assert [status_name(code) for code in (0, 7, 14, 16)] == ["OK", "PERMISSION_DENIED", "UNAVAILABLE", "UNAUTHENTICATED"]
+    assert [status_name(code) for code in (0, 7, 14, 16)] == [
+        "OK",
+        "PERMISSION_DENIED",
+        "UNAVAILABLE",
+        "UNAUTHENTICATED",
+    ]
     assert [grpc_to_http(code) for code in (0, 4, 7, 8, 12, 14, 16)] == [200, 504, 403, 429, 501, 503, 401]
     assert status_name(17) == status_name(-1) == "UNKNOWN"
     assert grpc_to_http(17) == grpc_to_http(-1) == 500

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from proxy.errors import MALFORMED, MalformedRequest, MalformedResponse
+from proxy.wire import authority
+from proxy.wire.authority import parse_authority
 from proxy.wire.events import Headers, RequestHead, ResponseHead
 from proxy.wire.limits import WireLimits
 from proxy.wire.names import KINDS, learn
@@ -94,7 +96,9 @@ def test_a_plain_request_becomes_its_canonical_head() -> None:
         (b"[FE80::1]:443", b"[fe80::1]:443", b"[fe80::1]"),
     ],
 )
-def test_a_host_is_lower_cased_and_loses_port_and_trailing_dot(raw: bytes, authority: bytes, host: bytes) -> None:
+def test_a_host_is_lower_cased_and_loses_port_and_trailing_dot(
+    raw: bytes, authority: bytes, host: bytes
+) -> None:
     head = request(host=(b"host", raw))
     assert (head.authority, head.host) == (authority, host)
 
@@ -134,7 +138,9 @@ def test_a_second_host_header_is_refused(second: bytes) -> None:
         (b"http://b.example//x/../y", b"b.example", b"/y"),
     ],
 )
-def test_the_authority_of_an_absolute_target_replaces_host(target: bytes, authority: bytes, rest: bytes) -> None:
+def test_the_authority_of_an_absolute_target_replaces_host(
+    target: bytes, authority: bytes, rest: bytes
+) -> None:
     head = request(target=target)
     assert (head.authority, head.target) == (authority, rest)
     assert head.scheme == b"https"
@@ -201,10 +207,16 @@ def test_methods_are_a_white_list(method: bytes, reason: str) -> None:
     assert h2_refused(method=method) == reason
 
 
+def test_the_dictionary_of_known_hosts_is_bounded() -> None:
+    for number in range(3000):
+        assert parse_authority(b"H%d." % number) == (b"h%d" % number, b"h%d" % number)
+    assert len(authority._known) <= 1024
+
+
 # -- names and values ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(IDENTITY_HEADERS) + [b"x-sidewall-anything", b"x-sidewall-"])
+@pytest.mark.parametrize("name", [*sorted(IDENTITY_HEADERS), b"x-sidewall-anything", b"x-sidewall-"])
 def test_what_only_we_may_say_is_dropped(name: bytes) -> None:
     assert request((name, b"forged")).headers == []
     assert h2((name, b"forged")).headers == []
@@ -219,7 +231,9 @@ def test_an_underscore_in_a_name_is_refused_or_dropped() -> None:
         assert request((name, b"1"), limits=drop).headers == []
 
 
-@pytest.mark.parametrize("name", [b"", b"a b", b"a:", b"A", b"a\x00", b"a\xe9", b"a,b", b'"', b"(a)", b" a", b"a\t"])
+@pytest.mark.parametrize(
+    "name", [b"", b"a b", b"a:", b"A", b"a\x00", b"a\xe9", b"a,b", b'"', b"(a)", b" a", b"a\t"]
+)
 def test_a_name_is_a_lower_case_token(name: bytes) -> None:
     assert refused((name, b"1")) == "bad_header_name"
     assert h2_refused((name, b"1")) == "bad_header_name"
@@ -330,7 +344,14 @@ def test_connection_may_not_nominate_what_security_rests_on(name: bytes) -> None
 
 @pytest.mark.parametrize(
     ("value", "persists"),
-    [(b"close", False), (b"CLOSE", False), (b"x, ,close\t", False), (b"keep-alive", True), (b"closed", True), (b"", True)],
+    [
+        (b"close", False),
+        (b"CLOSE", False),
+        (b"x, ,close\t", False),
+        (b"keep-alive", True),
+        (b"closed", True),
+        (b"", True),
+    ],
 )
 def test_connection_close_ends_the_connection(value: bytes, persists: bool) -> None:
     assert request((b"connection", value)).keep_alive is persists
@@ -460,7 +481,10 @@ def test_a_sound_websocket_handshake_is_noted() -> None:
     head = websocket()
     assert head.upgrade == b"websocket"
     assert head.headers == [(b"sec-websocket-key", KEY), (b"sec-websocket-version", b"13")]
-    assert websocket(replace={b"upgrade": b"WebSocket", b"connection": b"keep-alive, upgrade"}).upgrade == b"websocket"
+    assert (
+        websocket(replace={b"upgrade": b"WebSocket", b"connection": b"keep-alive, upgrade"}).upgrade
+        == b"websocket"
+    )
 
 
 @pytest.mark.parametrize(
@@ -520,7 +544,9 @@ def test_a_repeated_pseudo_header_is_refused(name: bytes) -> None:
 @pytest.mark.parametrize("name", [b":status", b":protocol", b":", b":x", b":Method"])
 def test_an_unknown_pseudo_header_is_refused(name: bytes) -> None:
     with pytest.raises(MalformedRequest) as caught:
-        check_h2_request([(name, b"1"), (b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/")], LIMITS)
+        check_h2_request(
+            [(name, b"1"), (b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/")], LIMITS
+        )
     assert caught.value.reason == "bad_pseudo_header"
 
 
@@ -546,7 +572,9 @@ def test_host_may_repeat_the_authority(authority: bytes, host: bytes) -> None:
     assert h2((b"host", host), authority=authority).host == b"a"
 
 
-@pytest.mark.parametrize(("authority", "host"), [(b"a", b"b"), (b"a", b"a:80"), (b"a:1", b"a:2"), (b"a", b"")])
+@pytest.mark.parametrize(
+    ("authority", "host"), [(b"a", b"b"), (b"a", b"a:80"), (b"a:1", b"a:2"), (b"a", b"")]
+)
 def test_a_host_that_differs_from_the_authority_is_refused(authority: bytes, host: bytes) -> None:
     assert h2_refused((b"host", host), authority=authority) == "bad_host"
 
@@ -561,7 +589,9 @@ def test_host_alone_will_do_but_not_none() -> None:
 # -- responses -------------------------------------------------------------------------------------------
 
 
-def response(*fields: tuple[bytes, bytes], status: int = 200, method: bytes = b"GET", version: int = 11) -> ResponseHead:
+def response(
+    *fields: tuple[bytes, bytes], status: int = 200, method: bytes = b"GET", version: int = 11
+) -> ResponseHead:
     return check_response(status, list(fields), version=version, request_method=method, limits=LIMITS)
 
 
@@ -588,7 +618,9 @@ def test_a_response_keeps_its_end_to_end_fields() -> None:
 
 
 def test_an_app_cannot_have_protected_fields_taken_out() -> None:
-    assert response((b"connection", b"content-type"), (b"content-type", b"a")).headers == [(b"content-type", b"a")]
+    assert response((b"connection", b"content-type"), (b"content-type", b"a")).headers == [
+        (b"content-type", b"a")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -615,7 +647,9 @@ def test_a_status_out_of_range_is_refused(status: int) -> None:
     assert response_refused(status=status) == "bad_status_line"
 
 
-def framed(*fields: tuple[bytes, bytes], status: int = 200, method: bytes = b"GET", version: int = 11) -> tuple[Any, ...]:
+def framed(
+    *fields: tuple[bytes, bytes], status: int = 200, method: bytes = b"GET", version: int = 11
+) -> tuple[Any, ...]:
     head, chunked, persists = frame_response(
         status, list(fields), version=version, request_method=method, limits=LIMITS
     )
