@@ -18,12 +18,13 @@ from proxy.demo.story import PATH, StepFailed, Story
 _TRY = """\
 
 Now you, in another terminal (Ctrl-C here ends everything):
-  curl -i http://127.0.0.1:{web}{path}       denied, and told why
-  cp {dir}/allow-web.yaml {dir}/policy/      one policy; it applies at once
-  curl -i http://127.0.0.1:{web}{path}       allowed
-  rm {dir}/policy/allow-web.yaml             denied again
-  tail -n 1 {dir}/api/access.log             what api's sidecar wrote down
-Play it through by itself: sidewall demo --once
+  curl -i {url}
+      denied, and told why
+  cp {dir}/allow-web.yaml {dir}/policy/
+      one policy; it applies at once, and the call is allowed; rm it, and it is denied again
+  tail -n 1 {dir}/api/access.log
+      what api's sidecar wrote down
+It can play the whole story by itself: sidewall demo --once
 """
 
 
@@ -104,7 +105,7 @@ def _story(folder: Folder, ports: Ports) -> Story:
 
 def _interact(folder: Folder, ports: Ports, processes: Processes, *, with_grpc: bool) -> None:
     offered = folder.offer("allow-web")
-    click.echo(_TRY.format(web=ports.web, path=PATH, dir=os.path.relpath(offered.parent)))
+    click.echo(_TRY.format(url=f"http://127.0.0.1:{ports.web}{PATH}", dir=os.path.relpath(offered.parent)))
     if with_grpc:
         _story(folder, ports).grpc_denied()
     while True:

@@ -84,7 +84,8 @@ class Processes:
             time.sleep(0.03)
 
     def stop(self) -> None:
-        """Ask all to end, wait a little, insist."""
+        """Ask all to end, wait a little, insist. An impatient Ctrl-C must not leave any behind."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         for process in self._running.values():
             process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + 4.0

@@ -207,7 +207,7 @@ class FrameMeter:
             stop = place + 9 + length
             if stop > size:
                 return place
-            if self._block and kind != CONTINUATION or self._first:
+            if self._first or (self._block and kind != CONTINUATION):
                 self._out_of_place(kind, flags)
             elif kind == DATA:
                 if length > 255:  # longer than any padding

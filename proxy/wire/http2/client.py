@@ -22,8 +22,7 @@ from proxy.wire.validate import check_h2_response, check_trailers
 _ASSUMED_STREAMS = 100  # until the peer's SETTINGS arrive, as nghttp2, curl and Go assume
 _BODY_METHODS: Final = frozenset({b"POST", b"PUT", b"PATCH"})
 _PSEUDO: Final = {
-    method: (b":method", method)
-    for method in (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH")
+    method: (b":method", method) for method in (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH")
 }
 _SCHEMES: Final = {scheme: (b":scheme", scheme) for scheme in (b"http", b"https")}
 _TE: Final = (b"te", b"trailers")

@@ -1,8 +1,8 @@
 """What an HTTP/2 engine does whatever library reads the frames: limits, streams, order of events. Pure.
 
 A library (``ngh2_engine.py``, ``h2_engine.py``) does frames, HPACK and flow control, and calls ``_request``,
-``_response``, ``_data``, ``_trailers``, ``_peer_reset``, ``_stream_closed``, ``_goaway`` ... here. The two roles are in ``server.py`` and
-``client.py``; this module holds what they share. Bytes pass ``FrameMeter`` first, in whole frames only.
+``_response``, ``_data``, ``_trailers``, ``_peer_reset``, ``_stream_closed``, ``_goaway`` here. The two roles are in
+``server.py`` and ``client.py``; this module is what they share. Bytes pass ``FrameMeter`` first, in whole frames.
 
 A ``StreamState`` lives from the head of the request until the library has forgotten the stream, which is later
 than the owner thinks: an answer that was handed over waits for the peer's window. ``told`` means that the owner
@@ -11,8 +11,8 @@ back to the connection's window at once, everything else is swallowed. So each s
 
 Errors have three sizes. A stream's error resets that stream, costs a glitch point (L-17) and a token of L-10; its
 neighbours live. A limit passed ends the connection with GOAWAY(ENHANCE_YOUR_CALM) and ``ConnectionEnded("flood")``.
-What breaks framing or HPACK ends it with the code RFC 9113 names and ``ConnectionEnded("frame_error")``. In the latter
-two ``must_close`` is set: write what ``take()`` returns, and close.
+What breaks framing or HPACK ends it with the code RFC 9113 names and ``ConnectionEnded("frame_error")``. In the
+latter two ``must_close`` is set: write what ``take()`` returns, and close.
 """
 
 from __future__ import annotations
@@ -301,6 +301,14 @@ class Http2Engine:
         raise NotImplementedError
 
     def _terminate(self, code: int) -> None:
+        raise NotImplementedError
+
+    def _stream_closed(self, stream_id: int, code: int) -> None:
+        """The role's: the library has forgotten a stream."""
+        raise NotImplementedError
+
+    def _data(self, stream_id: int, data: bytes, size: int, end: bool) -> None:
+        """The role's: body bytes; ``size`` counts against the windows."""
         raise NotImplementedError
 
 

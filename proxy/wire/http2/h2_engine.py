@@ -101,8 +101,10 @@ class _H2(Http2Engine):
     def start(self) -> None:
         """Queue the preface (client) and SETTINGS, and open the connection's window."""
         library, limits = self._library, self.limits
+        settings = settings_of(limits, server=self.is_server)
         library.local_settings = Settings(
-            client=not self.is_server, initial_values=settings_of(limits, server=self.is_server)
+            client=not self.is_server,
+            initial_values=settings,  # type: ignore[arg-type]  # numbers serve for SettingCodes
         )
         library.initiate_connection()
         library.decoder.max_header_list_size = 2 * limits.head  # a little beyond L-2, which is answered with 431
@@ -165,7 +167,8 @@ class _H2(Http2Engine):
 
     def _send_round(self) -> bool:
         """One frame of each stream that may send; -> whether any could."""
-        return any([self._send_some(stream_id) for stream_id in list(self._outboxes)])
+        progress = [self._send_some(stream_id) for stream_id in list(self._outboxes)]  # all of them: no short cut
+        return True in progress
 
     def _send_some(self, stream_id: int) -> bool:
         outbox, library = self._outboxes[stream_id], self._library
@@ -260,9 +263,6 @@ class _H2(Http2Engine):
         if size:
             self._unread[stream_id] = self._unread.get(stream_id, 0) + size
         self._data(stream_id, bytes(event.data or b""), size, event.stream_ended is not None)
-
-    def _data(self, stream_id: int, data: bytes, size: int, end: bool) -> None:
-        raise NotImplementedError
 
     def _on_window(self, event: h2_events.WindowUpdated) -> None:
         if self._outboxes:

@@ -153,9 +153,6 @@ class _Nghttp2(Http2Engine):
         data = event.data  # padding was consumed by the library
         self._data(event.stream_id, data, len(data), event.end_stream)
 
-    def _data(self, stream_id: int, data: bytes, size: int, end: bool) -> None:
-        raise NotImplementedError
-
     def _on_window(self, event: ngh2.WindowUpdated) -> None:
         if self._library.queued_body_size():
             self._events.append(StreamDrained(event.stream_id))

@@ -16,13 +16,8 @@ from proxy.wire.events import (
     TrailersReceived,
 )
 from proxy.wire.framing import check_sizes, check_values
-from proxy.wire.http2.engine import (
-    NO_ERROR,
-    PROTOCOL_ERROR,
-    REFUSED_STREAM,
-    Http2Engine,
-    StreamState,
-)
+from proxy.wire.frames import PROTOCOL_ERROR
+from proxy.wire.http2.engine import NO_ERROR, REFUSED_STREAM, Http2Engine, StreamState
 from proxy.wire.limits import WireLimits
 from proxy.wire.validate import check_h2_request, check_trailers
 
@@ -39,7 +34,7 @@ ANSWERABLE: Final = frozenset(
     }
 )
 _STATUS: Final = {status: (b":status", b"%d" % status) for status in range(100, 600)}
-_WITHOUT_LENGTH: Final = frozenset({204})
+_WITHOUT_BODY: Final = frozenset({204, 304})
 
 
 class Http2Server(Http2Engine):
@@ -69,18 +64,22 @@ class Http2Server(Http2Engine):
     def send_response(
         self, stream_id: int, status: int, headers: Headers, *, length: int | None, end_stream: bool
     ) -> None:
-        """Begin the answer; dropped when the stream is gone. Raises ValueError for an illegal value (S-19)."""
+        """Begin the answer; dropped when the stream is gone. Raises ValueError for an illegal value (S-19).
+
+        It also ends it for HEAD, 204 and 304, which have no body (RFC 9110 6.4.1): what is sent then is dropped.
+        """
         stream = self._streams.get(stream_id)
         if stream is None or not stream.ours or stream.answered or self.must_close:
             return
         if not check_values(headers):
             raise ValueError("control character in a response header")
         fields = [_STATUS[status], *headers]
-        if length is not None and status not in _WITHOUT_LENGTH:
+        if length is not None and status != 204:
             fields.append((b"content-length", b"%d" % length))
-        self._send_head(stream_id, fields, end=end_stream, interim=False)
+        ends = end_stream or stream.method == b"HEAD" or status in _WITHOUT_BODY
+        self._send_head(stream_id, fields, end=ends, interim=False)
         stream.answered = True
-        if end_stream:
+        if ends:
             self._end_ours(stream_id, stream)
 
     def shut_down(self) -> None:
@@ -105,6 +104,7 @@ class Http2Server(Http2Engine):
         except MalformedRequest as error:
             self._refuse_request(stream_id, stream, error)
             return
+        stream.method = head.method
         length = head.length
         if length is not None and end and length:  # S-17, CVE-2026-48743
             self._refuse_request(stream_id, stream, MalformedRequest(reason="body_length_mismatch"))
@@ -233,4 +233,3 @@ class Http2Server(Http2Engine):
 
     def _send_notice(self) -> None:
         raise NotImplementedError
-

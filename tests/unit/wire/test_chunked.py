@@ -91,7 +91,8 @@ def test_trailers_are_cut_filtered_and_never_guessed(step: int) -> None:
 @pytest.mark.parametrize(
     "lines",
     [
-        b"no colon\r\n\r\n", b"a : 1\r\n\r\n", b": 1\r\n\r\n", b" a: 1\r\n\r\n", b"a: 1\r\n b\r\n\r\n", b"a: \x00\r\n\r\n",
+        b"no colon\r\n\r\n", b"a : 1\r\n\r\n", b": 1\r\n\r\n", b" a: 1\r\n\r\n", b"a: 1\r\n b\r\n\r\n",
+        b"a: \x00\r\n\r\n",
         b"a: 1\n\r\n\r\n", b"a: 1\r2\r\n\r\n", b"a b: 1\r\n\r\n", b"\n", b"a: 1\r\r\n\r\n", b"a: 1\n\n",
     ],
 )  # fmt: skip

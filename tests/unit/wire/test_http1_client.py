@@ -109,7 +109,8 @@ def test_an_upgrade_is_said_for_this_hop() -> None:
     "more",
     [
         {"method": b"GET x"}, {"method": b"CONNECT"}, {"method": b""}, {"target": b"/ x"}, {"target": b""},
-        {"target": b"/\r\nx: y"}, {"target": b"/\xe9"}, {"authority": b"a\r\nx: y"}, {"authority": b""}, {"authority": b"a b"},
+        {"target": b"/\r\nx: y"}, {"target": b"/\xe9"}, {"authority": b"a\r\nx: y"}, {"authority": b""},
+        {"authority": b"a b"},
     ],
 )  # fmt: skip
 def test_what_would_not_be_one_request_line_and_host_is_never_written(more: dict[str, Any]) -> None:
@@ -253,9 +254,11 @@ HEADS = [
         b"HTTP/1.1 200 OK\r\n" + field + b"\r\n\r\n"
         for field in (
             b"Content-Length: 5\r\nTransfer-Encoding: chunked", b"Transfer-Encoding: chunked\r\nContent-Length: 5",
-            b"Content-Length: 5\r\nContent-Length: 6", b"Content-Length: 5\r\nContent-Length: 5", b"Content-Length: 5, 5",
+            b"Content-Length: 5\r\nContent-Length: 6", b"Content-Length: 5\r\nContent-Length: 5",
+            b"Content-Length: 5, 5",
             b"Content-Length: +5", b"Content-Length: -1", b"Content-Length:", b"Transfer-Encoding: gzip, chunked",
-            b"Transfer-Encoding: identity", b"Transfer-Encoding: chunked, chunked", b"X: \x00", b"X: a\rb", b"X: a\nb",
+            b"Transfer-Encoding: identity", b"Transfer-Encoding: chunked, chunked", b"X: \x00", b"X: a\rb",
+            b"X: a\nb",
             b"X: a\r\n folded", b"X : 1", b"no colon", b": 1", b"X: " + b"a" * 40_000,
         )
     ),

@@ -155,7 +155,8 @@ TABLE: list[tuple[bytes, str]] = [
     *(
         (lines(H, start=b"GET " + target + b" HTTP/1.1"), reason)
         for target, reason in (
-            (b"http://u@a/", "bad_host"), (b"http:///", "bad_host"), (b"ftp://a/", "bad_target"), (b"a", "bad_target"),
+            (b"http://u@a/", "bad_host"), (b"http:///", "bad_host"), (b"ftp://a/", "bad_target"),
+            (b"a", "bad_target"),
             (b"*", "bad_target"), (b"/a\xe9", "bad_target"), (b"/a#b", "bad_path"), (b"/a\tb", "bad_target"),
             (b"/%00", "bad_path"), (b"/?a#b", "bad_target"),
         )
@@ -664,7 +665,8 @@ def test_a_tunnel_begins_with_101_and_what_was_held(feed: Any) -> None:
     (event,) = feed(engine, UPGRADE + b"\x81\x01a")
     assert event.head.upgrade == b"websocket"
     assert switch(engine) == (
-        b"HTTP/1.1 101 Switching Protocols\r\nsec-websocket-accept: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+        b"HTTP/1.1 101 Switching Protocols\r\nsec-websocket-accept: x\r\n"
+        b"connection: upgrade\r\nupgrade: websocket\r\n\r\n"
     )
     assert engine.resume() == [DataReceived(1, b"\x81\x01a", False)]
     assert engine.receive(b"\r\n\r\n") == [DataReceived(1, b"\r\n\r\n", False)]

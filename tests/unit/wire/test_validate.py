@@ -402,7 +402,8 @@ def test_content_length_is_decimal(value: bytes, length: int) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        b"", b"+3", b"-1", b"0x3", b"1_0", "²".encode(), b"18446744073709551619", b"5, 5", b"5,6", b"05", b"00", b"5 ",
+        b"", b"+3", b"-1", b"0x3", b"1_0", "²".encode(), b"18446744073709551619", b"5, 5", b"5,6", b"05", b"00",
+        b"5 ",
         b" 5", b"5.0", b"5e1", "٣".encode(), b"9" * 19,
     ],
 )  # fmt: skip
@@ -605,7 +606,8 @@ def response_refused(*fields: tuple[bytes, bytes], **more: Any) -> str:
 def test_a_response_keeps_its_end_to_end_fields() -> None:
     head = response(
         (b"content-type", b"a"), (b"connection", b"x-hop, set-cookie"), (b"x-hop", b"1"), (b"keep-alive", b"5"),
-        (b"set-cookie", b"a"), (b"set-cookie", b"b"), (b"content-length", b"5"), (b"x_under", b"1"), (b"upgrade", b"h2c"),
+        (b"set-cookie", b"a"), (b"set-cookie", b"b"), (b"content-length", b"5"), (b"x_under", b"1"),
+        (b"upgrade", b"h2c"),
         (b"proxy-authenticate", b"x"), (b"x-forwarded-client-cert", b"x"), (b"x_forwarded-client_cert", b"x"),
         (b"x-sidewall-reason", b"no_allow_policy_matched"), (b"server", b"app"),
     )  # fmt: skip
