@@ -14,7 +14,7 @@ from identity.svid import PeerIdentity
 from proxy.errors import AccessDenied
 from proxy.fields import Sorted
 from proxy.http.exchange import Exchange
-from proxy.http.server import Facts, ServerConnection
+from proxy.http.server import Facts, ServerConnection, ServerEngine
 from proxy.net.listener import Accepted
 from proxy.net.stream import Stream, TlsStream
 from proxy.net.tls import Credentials, Handshake
@@ -91,7 +91,7 @@ class Inbound(HttpService):
             tls_version=version,
         )
         if alpn == "h2" or (settings.protocol == "h2" and not alpn):
-            engine = self.make_h2(settings.limits)
+            engine: ServerEngine = self.make_h2(settings.limits)
         else:
             engine = Http1Server(settings.limits, scheme=b"https")
         return ServerConnection(stream, engine, self, facts)

@@ -9,12 +9,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from proxy.demo.folder import NAMES, Folder, Ports
+
+ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _PATIENCE: Final = 10.0
 _LAST_WORDS: Final = 12
@@ -84,17 +87,13 @@ class Processes:
             time.sleep(0.03)
 
     def stop(self) -> None:
-        """Ask all to end, wait a little, insist. An impatient Ctrl-C must not leave any behind."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        for process in self._running.values():
-            process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + 4.0
-        for process in self._running.values():
-            try:
-                process.wait(max(deadline - time.monotonic(), 0.0))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        """Ask all to end, wait a little, insist."""
+        with _undisturbed():
+            for process in self._running.values():
+                process.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + 4.0
+            for process in self._running.values():
+                _bury(process, deadline)
 
     def last_words(self) -> list[str]:
         """The tail of every log, for when something went wrong."""
@@ -103,6 +102,25 @@ class Processes:
             tail = _tail(path)
             lines += [f"--- {path.relative_to(self.folder.path)}", *tail] if tail else []
         return lines
+
+
+def _bury(process: subprocess.Popen[bytes], deadline: float) -> None:
+    try:
+        process.wait(max(deadline - time.monotonic(), 0.0))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """An impatient second Ctrl-C must not leave children behind."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -29,6 +29,8 @@ class _Service(BaseHTTPRequestHandler):
     """One request of a service: ``behind`` is the port on which its sidecar leads to the next one."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one write
+    disable_nagle_algorithm = True
     behind = 0
 
     def trace_headers(self) -> dict[str, str]:

@@ -169,6 +169,9 @@ class Dial:
         elif self._handshake is not None:
             self._handshake.cancel()
 
+    def release(self) -> None:
+        self.cancel()
+
     def on_crash(self, error: Exception) -> None:
         sock = self._take_socket()
         if sock is not None:

@@ -214,6 +214,9 @@ class Listener:
         self._poller.unregister(self._sock.fileno())
         self._sock.close()
 
+    def release(self) -> None:
+        self.close()
+
     def on_crash(self, error: Exception) -> None:
         """Accepting one connection failed in an unforeseen way; the listener itself goes on."""
 

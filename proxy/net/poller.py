@@ -45,6 +45,9 @@ class Owner(Protocol):
 
     def on_crash(self, error: Exception) -> None: ...
 
+    def release(self) -> None:
+        """The poller is going away: close the descriptor, tell nobody."""
+
 
 class Flushable(Protocol):
     """Something that collected output while events were dispatched."""
@@ -68,9 +71,12 @@ class Timer:
 
 
 class Poller:
-    """Readiness, flushing and timers of one worker. ``now`` is the monotonic time of the current dispatch."""
+    """Readiness, flushing and timers of one worker. ``now`` is the monotonic time of the current dispatch.
 
-    def __init__(self) -> None:
+    ``linger``: seconds, see the module's text; 0 where several pollers share one thread (tests)."""
+
+    def __init__(self, linger: float = _LINGER) -> None:
+        self._linger = linger
         self.now = time.monotonic()
         self.lag = 0.0  # seconds the last round of dispatching took: the event-loop lag gauge reads it
         self.crashes = 0
@@ -189,7 +195,7 @@ class Poller:
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             began = time.monotonic()
-            while self.dispatch(_LINGER):
+            while self.dispatch(self._linger):
                 if self.now - began > _SPELL:
                     await trio.lowlevel.checkpoint()
                     began = time.monotonic()
@@ -223,4 +229,7 @@ class Poller:
             log.exception("closing after an internal error failed", extra={"event": "bug"})
 
     def close(self) -> None:
+        """Close every descriptor that is still watched (lingering connections, unfinished dials), then the epoll."""
+        for owner in list(self._owners.values()):
+            owner.release()
         self._epoll.close()

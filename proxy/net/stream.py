@@ -275,6 +275,9 @@ class Stream:
         if not self.closed:
             self._close_now()
 
+    def release(self) -> None:
+        self.abort()
+
     def _close_now(self) -> None:
         self.closed = True
         self.poller.unregister(self.fd)

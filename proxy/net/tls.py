@@ -145,6 +145,9 @@ class Handshake:
         self._poller.unregister(self._sock.fileno())
         self._sock.close()
 
+    def release(self) -> None:
+        self.cancel()
+
     def on_crash(self, error: Exception) -> None:
         if self._timer.action is not None:
             self._fail("protocol", f"internal error: {type(error).__name__}")

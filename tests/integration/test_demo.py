@@ -94,12 +94,15 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, arguments: list
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_children_end_with_it(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("numbers", [(signal.SIGINT,) * 3, (signal.SIGTERM,), (signal.SIGHUP,)], ids=str)
+def test_the_children_end_with_it(tmp_path: Path, numbers: tuple[signal.Signals, ...]) -> None:
+    """Also when somebody presses Ctrl-C again and again."""
     folder = tmp_path / "demo"
     with running(folder) as (process, _):
         assert len(children_of(folder)) == 6
-        process.send_signal(number)
+        for number in numbers:
+            process.send_signal(number)
+            time.sleep(0.05)
         process.wait(20)
         assert not children_of(folder)
 
@@ -130,7 +133,8 @@ def _status(url: str) -> int:
 
 def test_a_dead_child_is_told_with_its_last_words(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
-    process = subprocess.Popen([*COMMAND, str(folder)], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command, pipe = [*COMMAND, str(folder)], subprocess.PIPE
+    process = subprocess.Popen(command, env=ENV, stdout=pipe, stderr=pipe, text=True)
     assert process.stdout is not None
     for line in process.stdout:
         if "Ctrl-C" in line:

@@ -18,7 +18,7 @@ from tests.support.apps import EchoApp
 from tests.support.client import Response, call, open_client
 from tests.support.envoy import Keys, client_sidecar, find_envoy, free_port, run_envoy, server_sidecar
 from tests.support.mesh import API, TRUST_DOMAIN, WEB, Mesh, Side, close_side, make_context, open_mesh, start_web
-from tests.support.raw import RawApp
+from tests.support.raw import RawApp, until
 
 pytestmark = pytest.mark.slow
 VERSIONS = pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
@@ -64,6 +64,7 @@ async def envoy_answers(
             side = await start_web(nursery, mesh.ca, listen, identity=identity)
             yield side
             await close_side(side)
+            await until(lambda: not len(side.worker.poller))  # connections say goodbye for up to a second
             nursery.cancel_scope.cancel()
         side.worker.poller.close()
 

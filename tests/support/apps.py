@@ -131,11 +131,17 @@ class _AppConnection:
             self.app.aborted += 1
         finally:
             self.bodies.pop(stream_id, None)
+            if self.app.http2:
+                self.engine.release(stream_id)
         for event in self.engine.resume():
             await self.on_event(event)
         await self.flush()
 
     async def route(self, stream_id: int, head: RequestHead, body: Any) -> None:
+        if head.method == b"HEAD":
+            await self.read_all(body)
+            self.respond(stream_id, 200, [], length=None, end_stream=True)
+            return
         parts = head.path.decode().split("/")
         routes: dict[str, Callable[..., Any]] = {
             "echo": self.echo,

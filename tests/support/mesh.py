@@ -127,7 +127,7 @@ def _listen(worker: Worker, service: HttpService) -> int:
 
 def _worker(context: X509Context, runtime: Runtime, caps: Caps | None) -> tuple[Worker, RecordingTelemetry]:
     telemetry = RecordingTelemetry(service="test")
-    worker = Worker(Poller(), telemetry, runtime, caps or Caps())
+    worker = Worker(Poller(linger=0.0), telemetry, runtime, caps or Caps())
     worker.credentials = Credentials(context)
     return worker, telemetry
 

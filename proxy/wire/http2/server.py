@@ -15,8 +15,8 @@ from proxy.wire.events import (
     StreamReset,
     TrailersReceived,
 )
-from proxy.wire.framing import check_sizes, check_values
 from proxy.wire.frames import PROTOCOL_ERROR
+from proxy.wire.framing import check_sizes, check_values
 from proxy.wire.http2.engine import NO_ERROR, REFUSED_STREAM, Http2Engine, StreamState
 from proxy.wire.limits import WireLimits
 from proxy.wire.validate import check_h2_request, check_trailers
