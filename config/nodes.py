@@ -25,6 +25,7 @@ from typing import Any, Final, Literal
 import yaml
 
 from config.problems import Problem, Problems, Severity, suggest
+from config.syntax import explain_syntax
 
 # libyaml when PyYAML was built with it; the same events, six times slower, when not. Only their events are used.
 _Loader: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -436,7 +437,7 @@ class _Builder:
             line, column = last, len(self._document.snippet(last).rstrip()) + 1
         line_text = self._document.snippet(line)
         where = Node(self._document, "scalar", line, column, column + 1)
-        code, message, hint = _explain_syntax(error, line_text, column)
+        code, message, hint = explain_syntax(error, line_text, column)
         where.report(code, message, hint=hint)
 
 
@@ -444,23 +445,3 @@ class _TooMuch(Exception):
     def __init__(self, node: Node, message: str) -> None:
         super().__init__(message)
         self.node = node
-
-
-_GO_ADDRESS = re.compile(r"[{,]\s*(listen|app|probes)\s*:\s*:(\d+)")
-
-
-def _explain_syntax(error: yaml.YAMLError, line: str, column: int) -> tuple[str, str, str]:
-    """Code, message and hint for what the parser stumbled over: the usual mistakes in our words."""
-    before = line[: column - 1]
-    if "\t" in line[: len(line) - len(line.lstrip())] or line[column - 1 : column] == "\t":
-        return "SW0108", "a tab cannot indent YAML", "use spaces"
-    go = _GO_ADDRESS.search(line)
-    if go is not None:
-        return "SW0100", "inside {..} a value cannot begin with a colon", f"write {go[2]}"
-    problem = getattr(error, "problem", None) or "not YAML"
-    if "mapping values are not allowed" in problem and ": " in before + " ":
-        return "SW0100", "a second ': ' in one line", "put the value in quotes"
-    if line[column - 1 : column] in {"@", "`", "%"}:
-        return "SW0100", f"a value cannot begin with {line[column - 1]!r}", "put it in quotes"
-    context = getattr(error, "context", None)
-    return "SW0100", f"{problem} {context}" if context else str(problem), ""

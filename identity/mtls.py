@@ -184,6 +184,11 @@ def handshake_failure(conn: SSL.Connection, error: Exception) -> SvidError:
     return SvidError(next(words, "protocol"), text)
 
 
+def openssl_version() -> str:
+    """The library that does the cryptography, for versions and metrics."""
+    return SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode("ascii", "replace")
+
+
 # -- contexts -----------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,8 @@
 # PROTO
 import sys
 from pathlib import Path
+
+
 def main() -> None:
     from proxy.app import serve
     a = sys.argv[1:]

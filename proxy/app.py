@@ -270,7 +270,8 @@ class Process:
                 sockets = self._bind_new(loaded)
             except ConfigError as error:
                 self._note_reload(list(error.problems))
-                log.error("configuration rejected\n%s", render(error.problems, files=error.files, documents=error.documents), extra={"event": "config.rejected"})
+                text = render(error.problems, files=error.files, documents=error.documents)
+                log.error("configuration rejected\n%s", text, extra={"event": "config.rejected"})
                 return self.problems
             except ListenFailed as error:
                 self._note_reload([str(error)])

@@ -14,7 +14,8 @@ from identity.svid import PeerIdentity
 from proxy.errors import AccessDenied
 from proxy.fields import Sorted
 from proxy.http.exchange import Exchange
-from proxy.http.server import Facts, ServerConnection, ServerEngine
+from proxy.http.facts import Facts
+from proxy.http.server import ServerConnection, ServerEngine
 from proxy.net.listener import Accepted
 from proxy.net.stream import Stream, TlsStream
 from proxy.net.tls import Credentials, Handshake
@@ -112,7 +113,7 @@ class Inbound(HttpService):
             )
         except AccessDenied as error:
             record.decision = error.decision
-            error.decision_id = str(error.decision.id(self._facts(exchange)))
+            error.decision_id = record.decision_id = error.decision.id(self._facts(exchange))
             raise
         record.decision = permit.decision
         return permit

@@ -17,7 +17,8 @@ import trio
 from identity.svid import PeerIdentity
 from proxy.errors import Overflow
 from proxy.http.exchange import Exchange
-from proxy.http.server import ServerConnection, Use
+from proxy.http.facts import Use
+from proxy.http.server import ServerConnection
 from proxy.net.listener import Bucket, Listener
 from proxy.net.poller import Poller
 from proxy.net.splice import Splice

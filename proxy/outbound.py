@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from proxy.fields import Sorted
 from proxy.http.exchange import Exchange
-from proxy.http.server import Facts, ServerConnection
+from proxy.http.facts import Facts
+from proxy.http.server import ServerConnection
 from proxy.net.listener import Accepted
 from proxy.net.poller import Poller
 from proxy.net.stream import Stream

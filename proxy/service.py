@@ -13,7 +13,8 @@ from identity.svid import PeerIdentity
 from proxy.errors import SidewallError
 from proxy.fields import Sorted, new_request_id, sort_fields
 from proxy.http.exchange import Exchange
-from proxy.http.server import ServerConnection, Times
+from proxy.http.facts import Times
+from proxy.http.server import ServerConnection
 from proxy.lifecycle import Worker
 from proxy.net.listener import Accepted
 from proxy.net.splice import Splice
@@ -142,6 +143,8 @@ class HttpService:
             headers.append((b"traceparent", render_traceparent(trace, trace.client_span_id)))
             if trace.tracestate:
                 headers.append((b"tracestate", trace.tracestate))
+        if exchange.head.expects_continue:
+            headers.append((b"expect", b"100-continue"))  # end to end: the app decides, its 100 comes back (S-14)
         if fields.baggage and self.settings.trust_incoming:
             headers.append((b"baggage", fields.baggage))
         headers += self.own_headers(exchange, fields)

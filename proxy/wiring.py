@@ -18,11 +18,12 @@ from config import model
 from config.load import Loaded, load_all
 from identity.disk import IdentityFileError
 from identity.files import load_ca, read_certificates
+from identity.mtls import openssl_version
 from identity.renewal import FileSource, LiveContext, LocalCaSource
 from identity.spiffe import SpiffeId
 from identity.svid import SvidError
 from identity.x509_rules import leaf_id
-from proxy.http.server import Times
+from proxy.http.facts import Times
 from proxy.inbound import Inbound
 from proxy.lifecycle import Caps
 from proxy.log import set_up
@@ -101,15 +102,13 @@ def set_up_logging(config: model.Config) -> None:
 
 
 def make_telemetry(config: model.Config) -> Telemetry:
-    from OpenSSL import SSL
-
     telemetry = config.telemetry
     access = telemetry.access_log
     return Telemetry(
         service=config.workload.name,
         namespace=config.workload.namespace,
         version=VERSION,
-        openssl=SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode("ascii", "replace"),
+        openssl=openssl_version(),
         access_log="off" if access.format == "off" else str(access.to),
         access_log_format="text" if access.format == "text" else "json",
         access_log_filter=access.filter,

@@ -113,13 +113,13 @@ class Exchange:
 
     def opened(self, client: ClientConnection) -> None:
         """A connection took the exchange: send the head and what was waiting."""
-        self.client = client
         self.parking = None
         self.tried += 1
         self.record.attempts = self.tried
         self.record.sent_at = client.poller.now
         ended = self.request_ended and not self._waiting
         self.up_id = client.open(self, ended)
+        self.client = client  # not before: an engine may refuse to open
         waiting, self._waiting, self._waiting_size = self._waiting, [], 0
         for data, size, end in waiting:
             if self.finished:  # an earlier piece was one too many (L-6)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from identity.svid import PeerIdentity
 from proxy.answer import ANSWERS, render_http
 from proxy.errors import SidewallError
 from proxy.http.connection import Engine, HttpConnection
 from proxy.http.exchange import Exchange
+from proxy.http.facts import Facts, Times, Use
 from proxy.net.stream import HIGH_WATER, Stream
 from proxy.observe.record import ExchangeRecord
 from proxy.wire.events import (
@@ -48,64 +48,6 @@ class ServerEngine(Engine, Protocol):
         self, stream_id: int, status: int, headers: Headers, *, length: int | None, end_stream: bool
     ) -> None: ...
     def resume(self) -> list[Event]: ...
-
-
-class Facts:
-    """What is known of a connection before its first request; shared by all its records."""
-
-    __slots__ = ("direction", "listener", "local", "local_port", "peer", "peer_address", "peer_host", "tls_version")
-
-    def __init__(
-        self,
-        *,
-        direction: str,
-        listener: str,
-        local: str,
-        local_port: int,
-        peer_address: str,
-        peer_host: str,
-        peer: PeerIdentity | None = None,
-        tls_version: str = "",
-    ) -> None:
-        self.direction = direction
-        self.listener = listener
-        self.local = local
-        self.local_port = local_port
-        self.peer_address = peer_address
-        self.peer_host = peer_host
-        self.peer = peer
-        self.tls_version = tls_version
-
-
-class Use:
-    """What one peer (SPIFFE ID, or the local app) uses at the moment (L-20, L-21)."""
-
-    __slots__ = ("connections", "requests")
-
-    def __init__(self) -> None:
-        self.connections = 0
-        self.requests = 0
-
-
-class Times:
-    """Limits in seconds of one listener (T-2, T-3, T-5, T-7, T-10); 0 lifts one."""
-
-    __slots__ = ("age", "head", "idle", "stream_idle", "write")
-
-    def __init__(
-        self,
-        *,
-        head: float = 10.0,
-        stream_idle: float = 60.0,
-        idle: float = 600.0,
-        age: float = 3600.0,
-        write: float = 30.0,
-    ) -> None:
-        self.head = head
-        self.stream_idle = stream_idle
-        self.idle = idle
-        self.age = age
-        self.write = write
 
 
 class Service(Protocol):

@@ -108,7 +108,10 @@ class Poller:
     def unregister(self, fd: int) -> None:
         """Forget a descriptor that is about to be closed; unknown ones are ignored."""
         if self._owners.pop(fd, None) is not None:
-            self._epoll.unregister(fd)
+            try:
+                self._epoll.unregister(fd)
+            except OSError:
+                pass  # closed already: the kernel has forgotten it
 
     # -- flushing -------------------------------------------------------------------------------------
 

@@ -11,9 +11,9 @@ Writing: ``send`` queues, ``flush`` writes as much as the kernel takes; what is 
 ``pending`` is what the owner compares with its high-water mark.
 
 Closing: ``close`` flushes (for ``_FLUSH`` seconds at most: the peer may be slow), says goodbye (close_notify,
-FIN) and discards what still comes in for up to ``_LINGER`` seconds (T-9), because closing a socket with unread bytes makes the kernel send RST, which can
-destroy the last answer on its way. ``abort`` closes at once and says nothing: a peer that was promised more
-bytes sees a truncated message (S-6).
+FIN) and discards what still comes in for up to ``_LINGER`` seconds (T-9), because closing a socket with
+unread bytes makes the kernel send RST, which can destroy the last answer on its way. ``abort`` closes at once
+and says nothing: a peer that was promised more bytes sees a truncated message (S-6).
 """
 
 from __future__ import annotations

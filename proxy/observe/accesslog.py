@@ -126,6 +126,8 @@ class JsonLines:
             line["x_forwarded_for"] = record.x_forwarded_for.decode("ascii", "backslashreplace")
         if record.reason:
             _add_details(line, record)
+        if record.decision_id:
+            line["decision_id"] = record.decision_id
         trace = record.trace
         if trace is not None:
             line["trace_id"] = trace.trace_id.decode()

@@ -23,6 +23,7 @@ class ExchangeRecord:
         "bytes_sent",
         "connect_seconds",
         "decision",
+        "decision_id",
         "details",
         "direction",
         "ended_at",
@@ -87,6 +88,7 @@ class ExchangeRecord:
         self.upstream_version = 0
         self.attempts = 0
         self.decision: Decision | None = None
+        self.decision_id = ""  # what the caller of a denied exchange was told
         self.route = ""
         self.trace: TraceContext | None = None
         self.request_id = b""

@@ -102,7 +102,15 @@ class Pool:
 
     def _open(self, connection: ClientConnection, exchange: Exchange) -> None:
         self.endpoint.active += 1
-        exchange.opened(connection)
+        try:
+            exchange.opened(connection)
+        except (SidewallError, ValueError) as error:
+            if exchange.client is not None:
+                raise
+            self.endpoint.active -= 1
+            connection.drain()  # an engine that will not open although it said so is not asked again
+            exchange.fail(error if isinstance(error, SidewallError) else SidewallError(str(error)))
+            return
         most = self.cluster.max_requests_per_connection
         if most and connection.opened >= most:
             connection.drain()

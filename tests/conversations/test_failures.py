@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from proxy.http.server import Times
+from proxy.http.facts import Times
 from proxy.lifecycle import Caps
 from proxy.net.tls import Credentials
 from tests.support.apps import EchoApp, free_socket

@@ -161,9 +161,9 @@ async def _visit(mesh: Mesh, *, http2: bool) -> None:
         part = await client.request("GET", "/big", headers=[("range", "bytes=10-19")])
         same = await client.request("GET", "/big", headers=[("if-none-match", big.header("etag"))])
         missing = await client.request("GET", "/missing")
-        refused = await client.request("POST", "/page.txt", body=b"x" * 100_000)
         moved = await client.request("GET", "/moved")
         last = await client.request("GET", "/text")
+    refused = await call(mesh.port, "POST", "/page.txt", http2=http2, body=b"x" * 100_000)
     assert (empty.status, empty.complete, empty.body) == (204, True, b"")
     assert (head.status, head.body, head.header("content-length")) == (200, b"", str(len(BIG)))
     assert (big.status, big.complete, big.body == BIG) == (200, True, True)
@@ -189,8 +189,8 @@ async def test_an_app_that_closes_idle_connections_costs_no_request(tmp_path: Pa
     """nginx closes after a second: at the next request we must notice before we write (S-13)."""
     async with run_nginx(tmp_path / "nginx", keep_alive="1s") as port, open_mesh(tmp_path, port) as mesh:
         statuses = []
-        for pause in (0.9, 0.95, 1.0, 1.05, 1.1):
+        for pause in (0.95, 1.0, 1.05):
             statuses.append((await call(mesh.port, "GET", "/text")).status)
             await trio.sleep(pause)
         statuses.append((await call(mesh.port, "GET", "/text")).status)
-    assert statuses == [200] * 6
+    assert statuses == [200] * 4

@@ -167,7 +167,7 @@ async def run_envoy(config: Json, folder: Path) -> AsyncIterator[None]:
     process = await trio.lowlevel.open_process(command, stdout=log, stderr=log)
     try:
         with log, trio.move_on_after(20) as scope:
-            while process.poll() is None and not await _is_ready(admin):  # noqa: ASYNC110 (another process)
+            while process.poll() is None and not await _is_ready(admin):
                 await trio.sleep(0.05)
             if process.poll() is not None:
                 log.seek(0)

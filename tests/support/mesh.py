@@ -22,7 +22,7 @@ from identity import authority
 from identity.files import CaFolder, create_ca
 from identity.spiffe import SpiffeId
 from identity.svid import X509Context
-from proxy.http.server import Times
+from proxy.http.facts import Times
 from proxy.inbound import Inbound
 from proxy.lifecycle import Caps, Runtime, Worker
 from proxy.net.listener import Address, Listener, bind

@@ -22,19 +22,16 @@ API = "spiffe://mesh.test/ns/shop/sa/api"
 
 
 @cache
-def test_ca(name: str = "mesh.test") -> CaFolder:
+def ca_of(name: str) -> CaFolder:
     """A CA in a temporary folder of its own; only its memory is used afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         return create_ca(Path(folder) / "ca", name, now=datetime.now(UTC))
 
 
-test_ca.__test__ = False  # type: ignore[attr-defined]
-
-
 @cache
 def credentials(spiffe_id: str = API, ca: str = "mesh.test") -> Credentials:
     """Credentials with a fresh SVID."""
-    folder = test_ca(ca)
+    folder = ca_of(ca)
     svid = authority.issue(
         folder.authority,
         folder.bundle,

@@ -165,7 +165,7 @@ async def ask(port: int, data: bytes, tls: ssl.SSLContext | None = None) -> Hear
 async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
     """Wait until ``condition`` holds; TooSlowError when it does not in time."""
     with trio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 (the product has no event for it)
+        while not condition():
             await trio.sleep(0.01)
 
 

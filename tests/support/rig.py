@@ -20,7 +20,8 @@ from typing import Any
 from identity.svid import PeerIdentity
 from proxy.errors import SidewallError
 from proxy.http.exchange import Exchange
-from proxy.http.server import Facts, ServerConnection, Times
+from proxy.http.facts import Facts, Times
+from proxy.http.server import ServerConnection
 from proxy.net.listener import Address
 from proxy.net.poller import Poller
 from proxy.net.stream import Stream

@@ -85,7 +85,7 @@ async def run_nginx(folder: Path, *, http2: bool = False, keep_alive: str = "75s
     process = await trio.lowlevel.open_process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         with trio.fail_after(10):
-            while not await _answers(port):  # noqa: ASYNC110 (another process)
+            while not await _answers(port):
                 assert process.poll() is None, _log(folder)
                 await trio.sleep(0.02)
         yield port

@@ -25,7 +25,7 @@ async def asked(tmp_path: Path, serve: Serve, method: str = "GET", target: str =
         sock.setblocking(False)
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(lambda: trio.serve_listeners(serve, [listener]))
+            nursery.start_soon(trio.serve_listeners, serve, [listener])
             try:
                 return await ask(path, method, target)
             finally:

@@ -11,7 +11,8 @@ import trio
 from identity.svid import PeerIdentity
 from proxy.errors import Overflow, SidewallError
 from proxy.http.exchange import Exchange
-from proxy.http.server import Facts, ServerConnection, Times
+from proxy.http.facts import Facts, Times
+from proxy.http.server import ServerConnection
 from proxy.lifecycle import Caps, Runtime, Worker
 from proxy.net.poller import Poller
 from proxy.net.splice import Splice
@@ -93,7 +94,13 @@ class House:
         """A caller comes in."""
         ours, theirs = self.rig.pair()
         facts = Facts(
-            direction="inbound", listener="in", local="l:1", local_port=1, peer_address="p:1", peer_host="p", peer=peer
+            direction="inbound",
+            listener="in",
+            local="l:1",
+            local_port=1,
+            peer_address="p:1",
+            peer_host="p",
+            peer=peer,
         )
         engine = FakeServer(version)
         connection = ServerConnection(Stream(self.rig.poller, ours), engine, self.service, facts)  # type: ignore[arg-type]
@@ -147,7 +154,7 @@ MakeHouse = Callable[..., House]
 
 def test_a_peer_is_counted_while_it_has_a_connection_or_a_request(make_house: MakeHouse) -> None:
     house = make_house()
-    caller, connection = house.enter()
+    caller, _connection = house.enter()
     house.enter(OTHER)
     assert house.uses == {WEB.uri: (1, 0), OTHER.uri: (1, 0)}
     caller.say(request(1), request(3))
@@ -201,7 +208,7 @@ def test_all_peers_together_have_no_more_requests_than_allowed(make_house: MakeH
 
 def test_entering_over_the_limit_raises_overflow(make_house: MakeHouse) -> None:
     house = make_house(requests=0)
-    caller, connection = house.enter()
+    caller, _connection = house.enter()
     caller.say(request(1))
     exchange = house.service.exchanges[0]
     with pytest.raises(Overflow):
@@ -271,7 +278,7 @@ def test_a_draining_worker_lets_nobody_in(make_house: MakeHouse) -> None:
     house = make_house()
     house.worker.draining = True
     assert not house.worker.may_accept()
-    late, connection = house.enter()  # its handshake had begun before
+    late, _connection = house.enter()  # its handshake had begun before
     assert late.at_eof()
     assert house.uses == {}
 
@@ -329,7 +336,7 @@ async def test_idle_connections_are_closed_without_waiting(make_house: MakeHouse
 
 async def test_what_is_open_may_finish(make_house: MakeHouse, autojump_clock: Any) -> None:
     house = make_house()
-    caller, connection = house.enter(version=11)
+    caller, _connection = house.enter(version=11)
     caller.say(request(1))
     up = house.rig.connect()
 
@@ -349,7 +356,7 @@ async def test_what_does_not_finish_is_cut_counted_and_recorded(make_house: Make
     caller, connection = house.enter()
     caller.say(request(1))
     house.rig.connect()
-    splice, ends = house.splice()
+    _splice, ends = house.splice()
     assert await house.worker.drain(30.0) == 2
     assert trio.current_time() == pytest.approx(30.0, abs=0.1)
     assert [r.reason for r in house.service.records] == ["draining"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,7 +103,7 @@ async def test_a_dead_worker_is_started_again_later_each_time(nest: Nest, autoju
             starts.append(trio.current_time())
             nest.children[-1].end()
         nursery.cancel_scope.cancel()
-    waits = [round(b - a, 1) for a, b in zip(starts, starts[1:], strict=False)]
+    waits = [round(b - a, 1) for a, b in pairwise(starts)]
     assert waits == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0]
     assert nest.supervisor._workers[0].restarts == 11
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from proxy.errors import SidewallError
-from proxy.http.server import Times
+from proxy.http.facts import Times
 from proxy.net.stream import HIGH_WATER, LOW_WATER
 from proxy.wire.events import ConnectionEnded, GoAwayReceived, RequestReceived, RequestRefused, StreamReset
 from tests.support.rig import Rig, answer, data, head, request, upload

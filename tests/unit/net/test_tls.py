@@ -192,7 +192,7 @@ def test_a_finished_handshake_does_not_time_out(poller: Poller, pair: Pair) -> N
 
 
 def test_a_cancelled_handshake_says_nothing(poller: Poller, pair: Pair) -> None:
-    ours, theirs = pair()
+    ours, _ = pair()
     handshake, outcome = begin(poller, ours)
     handshake.cancel()
     poller.now += 60.0

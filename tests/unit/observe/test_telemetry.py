@@ -32,7 +32,7 @@ def page(made: Telemetry) -> dict[str, list[tuple[dict[str, str], float]]]:
 
 async def until(condition: Callable[[], bool]) -> None:
     with trio.fail_after(10):
-        while not condition():  # noqa: ASYNC110 (a file or a thread has no event to wait for)
+        while not condition():
             await trio.sleep(0.001)
 
 

@@ -149,6 +149,27 @@ def test_a_connection_retires_after_as_many_exchanges_as_it_may_carry(make_rig: 
     assert len(rig.cluster.dials) == 1
 
 
+@pytest.mark.parametrize("upstream", [11, 20])
+@pytest.mark.parametrize("parked", [True, False])
+def test_an_engine_that_will_not_open_fails_one_exchange_and_nothing_is_left(
+    make_rig: MakeRig, upstream: int, parked: bool
+) -> None:
+    rig = make_rig(20, upstream)
+    engine = FakeClient(upstream)
+    if parked:
+        engine.refuse_open = True
+    ask(rig, 1)
+    up = rig.connect(engine)
+    if not parked:
+        up.say(answer(1))
+        engine.refuse_open = True
+        ask(rig, 3)
+    assert (rig.record.status, rig.record.reason) == (500, "internal_error")
+    assert "cannot open" in rig.record.details
+    assert rig.left() == {}
+    assert rig.cluster.connections == 0
+
+
 # -- limits ---------------------------------------------------------------------------------------------------
 
 
