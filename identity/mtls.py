@@ -23,6 +23,8 @@ This module and the users of its contexts in ``proxy/net`` are the only ones tha
 from __future__ import annotations
 
 import hashlib
+import socket
+import struct
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Final, Literal, NamedTuple
@@ -315,3 +317,30 @@ def _verifier(conn: SSL.Connection) -> _Verifier:
     if not isinstance(verifier, _Verifier):
         raise TypeError("the connection was not made with a context of this module")
     return verifier
+
+
+def chain_shown_to_strangers(sock: socket.socket) -> list[bytes]:
+    """The DER chain that the server at the other end of ``sock`` presents to a client without certificate.
+
+    For showing and judging only: nothing is believed because of this handshake, and nothing is sent over it.
+    ``sock`` must be connected and have a timeout. Empty when the handshake did not get that far."""
+    seen: list[bytes] = []
+
+    def note(conn: SSL.Connection, cert: crypto.X509, code: int, depth: int, ok: int) -> bool:
+        if depth == 0 and not seen:
+            seen.extend(presented_chain(conn))
+        return True
+
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_verify(SSL.VERIFY_PEER, note)
+    timeout = sock.gettimeout()
+    sock.settimeout(None)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(timeout or 10), 0))
+    conn = SSL.Connection(context, sock)
+    conn.set_connect_state()
+    try:
+        conn.do_handshake()
+        seen[:] = presented_chain(conn)
+    except SSL.Error:
+        seen[:] = presented_chain(conn) or seen  # refused for want of a certificate: the chain came before
+    return seen

@@ -1,18 +1,11 @@
-# PROTO
-import sys
-from pathlib import Path
+"""``sidewall``: the command line. ``python -m proxy`` is the same.
 
+Only click is imported here: every command's module is loaded when that command is asked for, so that help and
+completion stay fast."""
 
-def main() -> None:
-    from proxy.app import serve
-    a = sys.argv[1:]
-    path = None; over = {}
-    while a:
-        x = a.pop(0)
-        if x == "-c": path = Path(a.pop(0))
-        if x == "--set":
-            k, _, v = a.pop(0).partition("="); over[k] = v
-        if x == "version":
-            print("0.1.0"); return
-    sys.exit(serve(path, overrides=over))
-main()
+from __future__ import annotations
+
+from proxy.cli.group import main
+
+if __name__ == "__main__":
+    main()

@@ -52,6 +52,7 @@ class Supervisor:
         self._loaded = loaded
         self._source = source
         self._stopping = False
+        self._stop = trio.Event()
         self._workers = [
             WorkerProcess(number, wiring.admin_socket(loaded.config, number))
             for number in range(loaded.config.workers)
@@ -89,8 +90,13 @@ class Supervisor:
                 "worker ended; starting it again",
                 extra={"event": "worker.ended", "worker": worker.number, "code": code, "after": back_off},
             )
-            await trio.sleep(back_off)
+            with trio.move_on_after(back_off):
+                await self._stop.wait()
             back_off = min(back_off * 2, _LONGEST_BACK_OFF)
+
+    def _begin_to_stop(self) -> None:
+        self._stopping = True
+        self._stop.set()
 
     def _is_stopping(self) -> bool:
         return self._stopping  # a signal may have come while the worker ran
@@ -99,6 +105,8 @@ class Supervisor:
         environment = {**os.environ, "SIDEWALL_WORKER_NUMBER": str(worker.number)}
         command = [sys.executable, "-m", "proxy", "run", *self._source.arguments()]
         worker.process = await trio.lowlevel.open_process(command, env=environment, stdin=None)
+        if self._is_stopping():
+            worker.process.terminate()  # the signal came while it was being started
         try:
             return await worker.process.wait()
         finally:
@@ -110,7 +118,7 @@ class Supervisor:
         with trio.open_signal_receiver(*wanted) as received:
             async for number in received:
                 if number in (signal.SIGTERM, signal.SIGINT):
-                    self._stopping = True
+                    self._begin_to_stop()
                 self._pass_on(signal.Signals(number))
 
     def _pass_on(self, number: signal.Signals) -> None:
@@ -190,12 +198,13 @@ class Supervisor:
         replies = await self._ask_all("POST", "/reload")
         bodies = [orjson.loads(body) for status, body in replies if status in (200, 409)]
         ok = len(bodies) == len(self._workers) and all(body["ok"] for body in bodies)
-        problems = bodies[0]["problems"] if bodies else ["no worker answers"]
+        refused = next((body for body in bodies if not body["ok"]), None)
+        problems = refused["problems"] if refused else [] if ok else ["not every worker answers"]
         generation = min((body["generation"] for body in bodies), default=0)
         return json_reply({"ok": ok, "generation": generation, "problems": problems}, 200 if ok else 409)
 
     async def _drain(self, request: Request) -> Reply:
-        self._stopping = True
+        self._begin_to_stop()
         self._pass_on(signal.SIGTERM)
         return json_reply({"draining": True})
 

@@ -180,7 +180,7 @@ class FrameMeter:
         if not data.startswith(PREFACE):
             if PREFACE.startswith(data):
                 self._parts.append(data)
-                self._missing = len(PREFACE) - len(data)
+                self._missing = 1  # the first wrong byte shall be the last
             else:
                 self.fault = Fault(PROTOCOL_ERROR, "no HTTP/2 preface")
             return 0

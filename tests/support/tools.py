@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -44,6 +45,7 @@ def h2load_counts(output: str) -> dict[str, int]:
 
 
 _NGINX = """
+{user}
 daemon off;
 worker_processes 1;
 pid {folder}/nginx.pid;
@@ -62,6 +64,7 @@ http {{
     gzip on;
     gzip_min_length 1;
     gzip_types text/plain;
+    gzip_proxied any;
     server {{
         listen 127.0.0.1:{port}{h2c};
         root {folder}/www;
@@ -79,9 +82,11 @@ async def run_nginx(folder: Path, *, http2: bool = False, keep_alive: str = "75s
     program = tool("nginx")
     sock, port = free_socket()
     sock.close()
-    command = _prepare(
-        folder, program, _NGINX.format(folder=folder, port=port, keep_alive=keep_alive, h2c=" http2" if http2 else "")
-    )
+    # Started by root, nginx would serve as nobody, who may not read a test's folder.
+    user = "user root;" if os.geteuid() == 0 else ""
+    h2c = " http2" if http2 else ""
+    config = _NGINX.format(folder=folder, port=port, keep_alive=keep_alive, h2c=h2c, user=user)
+    command = _prepare(folder, program, config)
     process = await trio.lowlevel.open_process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         with trio.fail_after(10):

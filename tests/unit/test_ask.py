@@ -122,5 +122,3 @@ async def test_an_answer_without_end_is_given_up(tmp_path: Path, monkeypatch: py
 
     with trio.fail_after(5):
         assert await asked(tmp_path, serve) == (503, b"the answer was cut off")
-
-

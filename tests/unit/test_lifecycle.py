@@ -400,5 +400,3 @@ def test_a_worker_without_pace_has_no_bucket() -> None:
     assert Worker(poller, Limits(), runtime(), Caps(handshakes_per_second=0.0)).pace is None
     assert Worker(poller, Limits(), runtime(), Caps()).pace is not None
     poller.close()
-
-

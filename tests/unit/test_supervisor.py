@@ -146,7 +146,6 @@ async def test_signals_are_passed_on(
     assert len(nest.started) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="_keep sleeps its back-off to the end")
 async def test_a_stop_does_not_wait_for_a_back_off(nest: Nest, autojump_clock: Any) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(nest.supervisor.run)
@@ -163,7 +162,6 @@ async def test_a_stop_does_not_wait_for_a_back_off(nest: Nest, autojump_clock: A
     assert trio.current_time() - began < 1.0
 
 
-@pytest.mark.xfail(strict=True, reason="a signal that comes while a worker is opened does not reach it")
 async def test_a_worker_that_is_being_started_when_we_stop_is_stopped_too(
     nest: Nest, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,7 +261,6 @@ async def test_a_reload_is_good_only_when_all_took_it(nest: Nest) -> None:
     assert (reply.status, orjson.loads(reply.body)["ok"]) == (409, False)
 
 
-@pytest.mark.xfail(strict=True, reason="problems are those of the first worker that answered")
 async def test_a_reload_one_worker_refused_says_why(nest: Nest) -> None:
     good = orjson.dumps({"ok": True, "generation": 4, "problems": []})
     bad = orjson.dumps({"ok": False, "generation": 3, "problems": ["line 7"]})

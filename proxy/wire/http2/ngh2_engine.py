@@ -35,6 +35,9 @@ from proxy.wire.http2.server import Http2Server
 from proxy.wire.limits import WireLimits
 
 _LONGEST_SENT_BLOCK = 1 << 20  # what we send was bounded when we received it
+# RFC 9218 serves streams one after the other unless they are incremental. Ours have nothing to do with each other:
+# a download must not starve a small answer where both share a narrow connection window.
+_IN_TURNS = ngh2.Priority(3, True)
 
 
 def _configuration(limits: WireLimits) -> ngh2.Configuration:
@@ -216,6 +219,8 @@ class NgServer(Http2Server, _Nghttp2):
             self._library.send_informational_response(stream_id, fields)
         else:
             self._library.send_response(stream_id, fields, end_stream=end)
+            if not end:
+                self._library.set_stream_priority(stream_id, _IN_TURNS, ignore_client_signal=True)
 
     def _send_notice(self) -> None:
         self._library.send_shutdown_notice()

@@ -207,7 +207,7 @@ class Http2Server(Http2Engine):
         """The library has forgotten the stream; unless both halves had ended, because of an error of the peer's."""
         stream = self._streams.pop(stream_id, None)
         if stream is None:
-            if code != NO_ERROR and stream_id > self._last_peer_id:
+            if code != NO_ERROR:
                 self._refused_by_library(stream_id)
             return
         if stream.told or not (stream.theirs or stream.ours):
@@ -222,7 +222,7 @@ class Http2Server(Http2Engine):
 
     def _refused_by_library(self, stream_id: int) -> None:
         # nghttp2 checks fields before we see them (RFC 9113 8.2, 8.3) and does not say which one it disliked.
-        self._last_peer_id = stream_id
+        self._last_peer_id = max(self._last_peer_id, stream_id)
         self._count_offence()
         self._events.append(RequestRefused(stream_id, "bad_request_line", "malformed field section"))
 

@@ -217,6 +217,7 @@ def test_an_http2_body_that_waits_is_not_acknowledged_until_it_left(make_rig: Ma
 
 # -- how it ends ----------------------------------------------------------------------------------------------
 
+
 def _half_way(rig: Rig, *, parked: bool) -> None:
     """An upload with unacknowledged bytes, parked or open, and held back when it is open."""
     rig.caller.say(upload(1), data(1, 1000))
@@ -232,9 +233,7 @@ _ENDINGS = ("fail", "abandon", "reset", "vanish", "cut", "answered early")
 
 
 @pytest.mark.parametrize("caller", [11, 20])
-@pytest.mark.parametrize(
-    ("ending", "parked"), [*((e, False) for e in _ENDINGS), *((e, True) for e in _ENDINGS[:-1])]
-)
+@pytest.mark.parametrize(("ending", "parked"), [*((e, False) for e in _ENDINGS), *((e, True) for e in _ENDINGS[:-1])])
 def test_whatever_ends_it_everything_is_given_back_once(
     make_rig: MakeRig, ending: str, caller: int, parked: bool
 ) -> None:

@@ -279,5 +279,3 @@ def test_an_owner_that_fails_when_told_of_success_is_not_told_of_failure_too(
     assert "internal error" in caplog.text
     assert outcome.stream is not None
     outcome.stream.abort()
-
-

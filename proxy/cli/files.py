@@ -1,0 +1,174 @@
+"""Commands that read files only: ``init``, ``check``, ``config``, ``explain``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import click
+
+from proxy.cli.group import Problem
+from proxy.cli.run import parse_settings
+
+if TYPE_CHECKING:
+    from config.problems import Problem as Problem_
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(["sidecar", "vm", "gateway"]))
+@click.option("--out", type=click.Path(path_type=Path), default="sidewall.yaml", show_default=True, help="- = stdout")
+def init(kind: str, out: Path) -> None:
+    """Write a commented sidewall.yaml.
+
+    \b
+    sidewall init sidecar
+    sidewall init vm --out /etc/sidewall/sidewall.yaml
+    """
+    from config.templates import FIRST_POLICY, POLICY_FOLDERS, template
+
+    text = template(kind)
+    if str(out) == "-":
+        click.echo(text, nl=False)
+        return
+    _write_new(out, text)
+    click.echo(f"{out} is written; read it, then: sidewall check {out}", err=True)
+    if kind in POLICY_FOLDERS:
+        folder = out.parent / POLICY_FOLDERS[kind]
+        folder.mkdir(exist_ok=True)
+        first = folder / "first.yaml"
+        if not any(folder.iterdir()):
+            _write_new(first, FIRST_POLICY)
+            click.echo(f"{first} is written: nobody may call until a policy says so", err=True)
+
+
+def _write_new(path: Path, text: str) -> None:
+    try:
+        with path.open("x") as file:
+            file.write(text)
+    except FileExistsError:
+        raise Problem(f"{path} exists already", "remove it, or name another file with --out", code=73) from None
+    except OSError as error:
+        raise Problem(f"cannot write {path}: {error.strerror}", "name another file with --out", code=73) from None
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Choice(["text", "json", "github"]), default="text", show_default=True)
+def check(files: tuple[Path, ...], output: str) -> int:
+    """Say what is wrong with configuration and policy files.
+
+    A FILE with apiVersion and kind, or a folder, is read as policy; anything else as sidewall.yaml.
+
+    \b
+    sidewall check
+    sidewall check sidewall.yaml policy/ -o github
+
+    Exit code 1 when there is an error; warnings alone are 0.
+    """
+    from config.problems import render
+
+    problems: list[Problem_] = []
+    documents = 0
+    for path in files or (None,):
+        found, count = _check_one(path)
+        problems += found
+        documents += count
+    form = cast("Literal['text', 'json', 'github']", output)
+    text = render(problems, form=form, files=max(len(files), 1), documents=documents)
+    if text:
+        click.echo(text)
+    elif output == "text":
+        click.echo(f"nothing wrong in {max(len(files), 1)} file(s), {documents} document(s)")
+    return int(any(problem.severity == "error" for problem in problems))
+
+
+def _check_one(path: Path | None) -> tuple[list[Problem_], int]:
+    from config.documents import load_documents
+    from config.load import load_all
+    from config.problems import ConfigError
+
+    try:
+        if path is not None and (path.is_dir() or _is_policy(path)):
+            documents, warnings = load_documents([path])
+            return list(warnings), documents.count
+        loaded = load_all(path)
+        return list(loaded.warnings), loaded.documents.count + 1
+    except ConfigError as error:
+        return list(error.problems), error.documents
+
+
+def _is_policy(path: Path) -> bool:
+    try:
+        return any(line.startswith("apiVersion:") for line in path.read_text(errors="replace").splitlines()[:50])
+    except OSError:
+        return False
+
+
+@click.group()
+def config() -> None:
+    """Show and explain the configuration."""
+
+
+@config.command("show")
+@click.option("-c", "--config", "path", type=click.Path(path_type=Path))
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE")
+@click.option("--origin", is_flag=True, help="Say where each value came from.")
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def show_config(path: Path | None, settings: tuple[str, ...], origin: bool, output: str) -> None:
+    """Every value that would be used, defaults included; secrets are hidden.
+
+    \b
+    sidewall config show --origin
+    sidewall config show -c api.yaml -o json
+    """
+    from config.load import load_config
+    from config.problems import ConfigError, render
+
+    try:
+        loaded = load_config(path, overrides=parse_settings(settings))
+    except ConfigError as error:
+        click.echo(render(error.problems, files=error.files, documents=error.documents), err=True)
+        raise click.exceptions.Exit(78) from None
+    values = loaded.flat()
+    rows = {key: {"value": value, "origin": loaded.origins.get(key, "default")} for key, value in values.items()}
+    if output == "json":
+        click.echo(json.dumps({"apiVersion": "sidewall.dev/v1", "kind": "Config", "values": rows}, indent=2))
+        return
+    width = max(map(len, rows))
+    for key, row in rows.items():
+        where = f"   # {row['origin']}" if origin else ""
+        click.echo(f"{key:{width}}  {row['value']}{where}")
+
+
+@config.command("explain")
+@click.argument("key")
+def explain_key(key: str) -> None:
+    """Type, default and reason of a setting, e.g. inbound.timeouts."""
+    from config.schema import NoSuchSetting, explain_setting
+
+    try:
+        click.echo(explain_setting(key))
+    except NoSuchSetting as error:
+        raise Problem(str(error)) from None
+
+
+@config.command("schema")
+def schema() -> None:
+    """The JSON Schema of sidewall.yaml, for editors."""
+    from config.schema import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+@click.command()
+@click.argument("code")
+def explain(code: str) -> None:
+    """The manual page of a problem's code, e.g. SW0201."""
+    from config.codes import NoSuchCode
+    from config.codes import explain as page
+
+    try:
+        click.echo(page(code.upper()))
+    except NoSuchCode as error:
+        raise Problem(str(error), "codes stand in the messages of sidewall check") from None
