@@ -120,13 +120,19 @@ def cli(debug: bool) -> None:
     """
 
 
+@cli.result_callback()
+@click.pass_context
+def _exit_with(context: click.Context, code: object, **_: object) -> None:
+    # What a command returns is its exit code.
+    if isinstance(code, int) and code:
+        context.exit(code)
+
+
 def main() -> None:
     """Run the command line and exit with one of the documented codes."""
     debug = "--debug" in sys.argv or bool(os.environ.get("SIDEWALL_DEBUG"))
     try:
         code = cli.main(prog_name="sidewall", standalone_mode=False)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.code if isinstance(error, Problem) else error.exit_code)

@@ -122,23 +122,20 @@ async def test_an_outbound_side_drains_while_another_takes_over(
     async with open_mesh(tmp_path, app.port, api=api) as mesh:
         current, old = mesh.web, []
         async with constant_load(lambda: current.port, http2=http2) as tally:
-            for number in range(count):
+            for _ in range(count):
                 leaving = current
-                async with trio.open_nursery() as inner:
-                    current = await start_web(mesh.nursery, mesh.ca, mesh.api.port, caps=FREE)
-                    await some_more(tally, 20)  # connections on their way have arrived
-                    if number:
-                        inner.start_soon(_retire_whole, leaving)
-                    old.append(leaving)
+                old.append(leaving)
+                current = await start_web(mesh.nursery, mesh.ca, mesh.api.port, caps=FREE)
+                await some_more(tally, 20)  # connections on their way have arrived
+                assert await retire(leaving) == 0
                 await some_more(tally, 50)
         await close_side(current)
         print(f"outbound, {'HTTP/2' if http2 else 'HTTP/1.1'}: {count} drains, {tally}")
     assert tally.failures == []
-    assert {r.reason for side in old for r in side.records} <= {""}
-
-
-async def _retire_whole(side: Side) -> None:
-    assert await retire(side) == 0
+    # nghttp2 takes back what it had not sent when GOAWAY came: the caller sends it on its next connection.
+    assert tally.again == 0 or http2
+    assert {r.reason for side in old for r in side.records} == {""}
+    assert all(side.records for side in old)
 
 
 class Pair:

@@ -85,7 +85,7 @@ class Caller:
             tally.answers[response.status] = tally.answers.get(response.status, 0) + 1
             if response.status != 200:
                 tally.failures.append(f"{target}: {response.status} {response.header('x-sidewall-reason')}")
-        elif not response.status and response.reset in (None, _REFUSED_STREAM):
+        elif not response.status and (not self.http2 or response.reset in (None, _REFUSED_STREAM)):
             tally.again += 1
         else:
             tally.failures.append(f"{target}: {response.status} then reset {response.reset}")

@@ -25,6 +25,7 @@ from h2.connection import AllowedStreamIDs, H2Connection
 from h2.exceptions import DenialOfServiceError, ProtocolError
 from h2.settings import SettingCodes, Settings
 from h2.stream import H2Stream
+from hpack.exceptions import HPACKError
 
 from proxy.wire.events import Headers, StreamDrained
 from proxy.wire.frames import (
@@ -49,6 +50,7 @@ from proxy.wire.http2.engine import (
 from proxy.wire.http2.server import Http2Server
 from proxy.wire.limits import WireLimits
 
+COMPRESSION_ERROR: Final = 0x9
 _DEFAULT_WINDOW = 65535
 _PING = b"sidewall"
 
@@ -134,14 +136,24 @@ class _H2(Http2Engine):
         try:
             events = self._library.receive_data(frame)
         except ProtocolError as error:
-            self.must_close = True
-            flood = isinstance(error, DenialOfServiceError)
-            self._report_end(ENHANCE_YOUR_CALM if flood else int(error.error_code), str(error))
+            self._lose(error)
             return
         for event in events:
             handle = self._on.get(type(event))
             if handle is not None:
                 handle(self, event)
+
+    def _lose(self, error: ProtocolError) -> None:
+        """h2 has given up and queued a GOAWAY, whose code does not tell HPACK's errors from others."""
+        code = int(error.error_code)
+        if isinstance(error, DenialOfServiceError):
+            code = ENHANCE_YOUR_CALM
+        elif isinstance(error.__cause__, HPACKError):
+            code = COMPRESSION_ERROR
+        self.must_close = True
+        written = self._library.data_to_send()
+        self._written.append(written[:-4] + code.to_bytes(4, "big"))  # GOAWAY came last, its code comes last in it
+        self._report_end(code, str(error))
 
     def _read_goaway(self, frame: bytes) -> None:
         if len(frame) < 17 or frame[5:9] != b"\0\0\0\0":

@@ -291,7 +291,7 @@ def test_a_reset_by_the_owner_ends_the_stream_silently(made: Any) -> None:
         [*GET[:2], (b":path", b"/a b"), GET[3]],
         [*GET[:2], (b":path", b"/%2e%2e%2f"), GET[3]],
         [GET[0], (b":scheme", b"file"), *GET[2:]],
-        GET[:3] + [(b":authority", b"user@api.shop")],
+        [*GET[:3], (b":authority", b"user@api.shop")],
         GET[1:],
         [],
     ],
