@@ -99,10 +99,12 @@ def _check_one(path: Path | None) -> tuple[list[Problem_], int]:
 
 
 def _is_policy(path: Path) -> bool:
+    # By the first document: sidewall.yaml may carry policy documents after its own.
     try:
-        return any(line.startswith("apiVersion:") for line in path.read_text(errors="replace").splitlines()[:50])
+        text = path.read_text(errors="replace").removeprefix("---\n")
     except OSError:
         return False
+    return any(line.startswith("apiVersion:") for line in text.partition("\n---")[0].splitlines())
 
 
 @click.group()

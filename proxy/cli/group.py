@@ -121,11 +121,10 @@ def cli(debug: bool) -> None:
 
 
 @cli.result_callback()
-@click.pass_context
-def _exit_with(context: click.Context, code: object, **_: object) -> None:
+def _exit_with(code: object, **_: object) -> None:
     # What a command returns is its exit code.
     if isinstance(code, int) and code:
-        context.exit(code)
+        click.get_current_context().exit(code)
 
 
 def main() -> None:

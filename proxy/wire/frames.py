@@ -94,6 +94,7 @@ class FrameMeter:
         "_first",
         "_glitches",
         "_last_id",
+        "_late_blocks",
         "_limits",
         "_missing",
         "_others",
@@ -124,6 +125,7 @@ class FrameMeter:
         self._block = 0  # stream whose header block is open
         self._continuations = 0
         self._last_id = 0
+        self._late_blocks = 0
         self._empty = 0
         self._others = 0
         self._window_updates = 0
@@ -251,9 +253,13 @@ class FrameMeter:
             self._calm(f"L-12 empty {what} frames")
 
     def _judge_headers(self, length: int, flags: int, stream_id: int) -> None:
-        if self._server and stream_id > self._last_id:
+        if stream_id > self._last_id and self._server:
             self._last_id = stream_id
             self.opened += 1
+        elif stream_id and self._server:
+            self._late_blocks += 1
+            if self._late_blocks > self.opened:  # one block of trailers a stream; nghttp2 ignores the others
+                self._calm("L-17 header blocks on closed streams")
         if not flags & _END_HEADERS:
             self._block = stream_id
             self._continuations = 0

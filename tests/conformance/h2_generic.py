@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from tests.conformance.h2_driver import ANSWERED, CLOSED, PONG, SETTLED, Case
 from tests.support import h2_frames as h2
-from tests.support.h2_frames import GET, POST, block, continuation, data, headers, ping, priority, reset, settings, window
+from tests.support.h2_frames import (
+    GET,
+    POST,
+    block,
+    continuation,
+    data,
+    headers,
+    ping,
+    priority,
+    reset,
+    settings,
+    window,
+)
 
 _PING = ping(b"h2spec!!")
 _PONG = f"{PONG} h2spec!!"
@@ -66,8 +78,18 @@ GENERIC = [
     Case("generic/3.7/1", "PING", [_PING], (_PONG,)),
     Case("generic/3.8/1", "GOAWAY", [h2.goaway(0, 0), _PING], (_PONG, CLOSED)),
     Case("generic/3.9/1", "WINDOW_UPDATE on stream 0", [window(0, 1), _PING], (_PONG,)),
-    Case("generic/3.9/2", "WINDOW_UPDATE on stream 1", [headers(1, POST, end=False), window(1, 1), data(1, b"", end=True)], (ANSWERED,)),
-    Case("generic/3.10/1", "CONTINUATION", [headers(1, _BLOCK[:5], done=False), continuation(1, _BLOCK[5:])], (ANSWERED,)),
+    Case(
+        "generic/3.9/2",
+        "WINDOW_UPDATE on stream 1",
+        [headers(1, POST, end=False), window(1, 1), data(1, b"", end=True)],
+        (ANSWERED,),
+    ),
+    Case(
+        "generic/3.10/1",
+        "CONTINUATION",
+        [headers(1, _BLOCK[:5], done=False), continuation(1, _BLOCK[5:])],
+        (ANSWERED,),
+    ),
     Case(
         "generic/3.10/2",
         "several CONTINUATION frames",
@@ -99,4 +121,3 @@ GENERIC = [
     Case("generic/5/14", "a dynamic table size update", [headers(1, b"\x21" + _BLOCK)], (ANSWERED,)),
     Case("generic/5/15", "several dynamic table size updates", [headers(1, b"\x21\x30" + _BLOCK)], (ANSWERED,)),
 ]
-

@@ -191,7 +191,9 @@ DEFINITIONS = [
         [headers(1, POST, done=False, end=False), continuation(1, _EXTRA, done=False), data(1, b"test")],
         _PROTOCOL,
     ),
-    Case("http2/6.10/3", "CONTINUATION on stream 0", [headers(1, done=False), raw(9, 4, 0, block(_EXTRA))], _PROTOCOL),
+    Case(
+        "http2/6.10/3", "CONTINUATION on stream 0", [headers(1, done=False), raw(9, 4, 0, block(_EXTRA))], _PROTOCOL
+    ),
     Case("http2/6.10/4", "CONTINUATION after a whole block", [headers(1), continuation(1, _EXTRA)], _PROTOCOL),
     Case(
         "http2/6.10/5",

@@ -188,9 +188,10 @@ async def test_an_inbound_side_drains_while_its_twin_serves(
 # -- what is left -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("big", [False, True], ids=["2000 exchanges", "50 x 1 MiB both ways"])
+@pytest.mark.parametrize(
+    "big", [False, pytest.param(True, marks=pytest.mark.long)], ids=["2000 exchanges", "50 x 1 MiB"]
+)
 @BOTH
-@pytest.mark.long
 async def test_nothing_is_left_of_many_exchanges(
     nursery: trio.Nursery, tmp_path: Path, pair: tuple[bool, bool], big: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -140,9 +140,5 @@ class Reader:
     def window_given(self, stream_id: int) -> int:
         """The sum of WINDOW_UPDATE increments."""
         return sum(
-            f.window_increment
-            for f in self.frames
-            if isinstance(f, WindowUpdateFrame) and f.stream_id == stream_id
+            f.window_increment for f in self.frames if isinstance(f, WindowUpdateFrame) and f.stream_id == stream_id
         )
-
-

@@ -26,15 +26,20 @@ def detail(meter: FrameMeter) -> str:
     return meter.fault.detail.split(" ")[0]
 
 
-FRAMES = [
-    h2.headers(1, end=False),
-    h2.data(1, b"x" * 300),
-    h2.data(1, b"", end=True),
-    h2.ping(),
-    h2.headers(3, done=False, fields=b"\x82"),
-    h2.continuation(3, b"\x84"),
-    h2.window(0, 7),
-]
+def frames(first: int) -> list[bytes]:
+    """Some of everything, on two streams."""
+    return [
+        h2.headers(first, end=False),
+        h2.data(first, b"x" * 300),
+        h2.data(first, b"", end=True),
+        h2.ping(),
+        h2.headers(first + 2, done=False, fields=b"\x82"),
+        h2.continuation(first + 2, b"\x84"),
+        h2.window(0, 7),
+    ]
+
+
+FRAMES = frames(1) + frames(5) + frames(9)
 
 
 def test_whole_frames_pass_as_the_same_object() -> None:
@@ -46,17 +51,17 @@ def test_whole_frames_pass_as_the_same_object() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_pieces_of_any_size_come_out_as_whole_frames(seed: int) -> None:
     rng = random.Random(seed)
-    data = h2.HELLO + b"".join(FRAMES) * 3
+    data = h2.HELLO + b"".join(FRAMES)
     meter = FrameMeter(WireLimits(), server=True)
     out = []
     while data:
         size = rng.choice((1, 2, 5, 8, 9, 10, 40, 200))
         out.append(meter.feed(data[:size], 0.0))
         data = data[size:]
-    assert b"".join(out) == h2.HELLO + b"".join(FRAMES) * 3
+    assert b"".join(out) == h2.HELLO + b"".join(FRAMES)
     ends = {0, 24, len(h2.HELLO)}
     place = len(h2.HELLO)
-    for frame in FRAMES * 3:
+    for frame in FRAMES:
         place += len(frame)
         ends.add(place)
     seen = 0
@@ -282,8 +287,10 @@ def test_l15_continuations_of_one_block() -> None:
 
 def test_l15_each_block_has_its_own() -> None:
     meter = ready(continuations=2)
-    one = h2.headers(1, b"\x82", done=False) + h2.continuation(1, b"\x84", done=False) + h2.continuation(1, b"\x84")
-    assert allowed(meter, one, most=20) == 20
+    for stream_id in range(1, 41, 2):
+        parts = [h2.headers(stream_id, b"\x82", done=False), h2.continuation(stream_id, b"\x84", done=False)]
+        assert meter.feed(b"".join(parts) + h2.continuation(stream_id, b"\x84"), 0.0)
+    assert meter.fault is None
 
 
 def test_l17_glitches_add_up() -> None:
@@ -292,6 +299,13 @@ def test_l17_glitches_add_up() -> None:
     meter.note_glitch(6)
     assert meter.fault is None
     meter.note_glitch()
+    assert detail(meter) == "L-17"
+
+
+def test_l17_each_stream_may_have_one_block_of_trailers() -> None:
+    meter = ready()
+    meter.feed(h2.headers(1, end=False) + h2.headers(3, end=False), 0.0)
+    assert allowed(meter, h2.headers(1)) == 2
     assert detail(meter) == "L-17"
 
 
