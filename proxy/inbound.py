@@ -102,8 +102,10 @@ class Inbound(HttpService):
     def authorize(self, exchange: Exchange) -> Permit:
         record, head = exchange.record, exchange.head
         peer = record.peer
+        runtime = self.worker.runtime
+        record.generation = runtime.generation  # of the decision: it may be asked again after a swap
         try:
-            permit = self.worker.runtime.decisions.authorize(
+            permit = runtime.decisions.authorize(
                 principal=peer.principal if peer is not None else None,
                 namespace=peer.id.namespace if peer is not None else None,
                 port=self.settings.port,

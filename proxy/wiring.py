@@ -248,7 +248,9 @@ def make_cluster(process: Process, settings: ClusterSettings) -> Cluster:
     worker = process.worker
     limits = wire_limits(process.loaded.config)
     rng = random.Random(worker.rng.getrandbits(128))  # noqa: S311 (balancing, not secrets)
-    return Cluster(worker.poller, settings, lambda: worker.credentials, limits, rng)
+    return Cluster(
+        worker.poller, settings, lambda: worker.credentials, limits, rng, process.telemetry.handshake
+    )
 
 
 # -- services -----------------------------------------------------------------------------------------------

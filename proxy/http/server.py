@@ -95,7 +95,7 @@ class ServerConnection(HttpConnection):
         self.cut_at = 0.0  # monotonic: a certificate has ended, nothing is forwarded any more (S-4)
         self.draining = False
         self._ending = False
-        self._parting = False  # between the two GOAWAYs of ``drain``
+        self._parting = False  # between the two steps of ``drain``
         self._head_since = 0.0
         self._resume = False
         self._late: list[int] = []  # HTTP/2 streams answered before their request ended
@@ -292,6 +292,8 @@ class ServerConnection(HttpConnection):
         if self._resume and self.stream.pending < HIGH_WATER:  # who does not read answers gets no more of them
             self._resume = False
             self._continue_reading()
+            if self._dirty:
+                return  # that wrote something: it is flushed before anything is closed
         if self._late:
             self._reset_late()
         idle = self.engine.is_idle and not self.exchanges and not self.engine.queued(0)
@@ -329,12 +331,12 @@ class ServerConnection(HttpConnection):
             self.draining = True
             self.engine.shut_down()
             self.touch()
-            if self.engine.version == 20:
-                self._parting = True
-                self.poller.call_at(self.poller.now + 1.0, self._drain_again)
+            self._parting = True
+            self.poller.call_at(self.poller.now + 1.0, self._drain_again)
 
     def _drain_again(self) -> None:
-        # Second GOAWAY, about a round trip later, with the last stream that will be processed (RFC 9113, 6.8).
+        # HTTP/2: second GOAWAY, about a round trip later, with the last stream that will be processed (RFC 9113,
+        # 6.8). HTTP/1.1: a request that was on its way has come by now, and its answer said that it is the last.
         self._parting = False
         if not self.closed:
             self.engine.finish()

@@ -31,6 +31,7 @@ class Dial:
         "_expect",
         "_failed",
         "_handshake",
+        "_noted",
         "_over",
         "_poller",
         "_protocols",
@@ -52,7 +53,9 @@ class Dial:
         alpn: tuple[bytes, ...] = (),
         expect: frozenset[str] = frozenset(),
         server_name: str = "",
+        noted: Callable[[str], None] = lambda result: None,
     ) -> None:
+        self._noted = noted  # told "ok" or a word of PEER_REASONS for each handshake
         self._poller = poller
         self._address = address
         self._done = done
@@ -146,12 +149,15 @@ class Dial:
         # S-7: the far side must be who this upstream is said to be, not just anybody of the trust domain.
         if peer.uri not in self._expect:
             stream.abort()
+            self._noted("id_mismatch")
             wanted = ", ".join(sorted(self._expect)) or "nobody"
             self._fail("upstream_identity_mismatch", f"expected {wanted}, the peer is {peer.uri}")
             return
+        self._noted("ok")
         self._succeed(stream, peer, alpn)
 
     def _insecure(self, why: str, detail: str) -> None:
+        self._noted(why)
         reason = "upstream_connect_timeout" if why == "timeout" else "upstream_tls_failed"
         self._fail(reason, f"{why}: {detail}")
 

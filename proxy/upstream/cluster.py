@@ -102,7 +102,9 @@ class Cluster:
         credentials: Callable[[], Credentials | None],
         limits: WireLimits,
         rng: random.Random,
+        handshake: Callable[[str, str], None] = lambda role, result: None,
     ) -> None:
+        self._noted: Callable[[str], None] = lambda result: handshake("client", result)
         self.poller = poller
         self.settings = settings
         self.name = settings.name
@@ -203,6 +205,7 @@ class Cluster:
             alpn=_HTTP1_ONLY if pool.kind == "http1" else _H2_ONLY if pool.kind == "h2" else _H2_FIRST,
             expect=self.settings.expect,
             server_name=self.settings.dns,
+            noted=self._noted,
         ).start()
 
     def engine_for(self, pool: Pool, alpn: str) -> ClientEngine:
@@ -232,6 +235,7 @@ class Cluster:
             credentials=credentials,
             expect=self.settings.expect,
             server_name=self.settings.dns,
+            noted=self._noted,
         ).start()
 
     # -- endpoints ----------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ class EchoApp:
         self.connections = 0
         self.resets = 0
         self.aborted = 0
+        self.ended: list[tuple[str, str]] = []  # why connections ended, by the engine
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         self.sock.setblocking(False)
@@ -116,6 +117,7 @@ class _AppConnection:
             if channel is not None:
                 channel.close()
         elif isinstance(event, ConnectionEnded):
+            self.app.ended.append((event.reason, event.detail))
             for channel in self.bodies.values():
                 channel.close()
 
@@ -131,8 +133,7 @@ class _AppConnection:
             self.app.aborted += 1
         finally:
             self.bodies.pop(stream_id, None)
-            if self.app.http2:
-                self.engine.release(stream_id)
+            self.release(stream_id)
         for event in self.engine.resume():
             await self.on_event(event)
         await self.flush()
@@ -165,9 +166,18 @@ class _AppConnection:
 
     def respond(self, stream_id: int, status: int, headers: Any, **more: Any) -> None:
         self.engine.send_response(stream_id, status, headers, **more)
+        if more.get("end_stream"):
+            self.release(stream_id)
+
+    def release(self, stream_id: int) -> None:
+        """Before the last frame leaves: the caller may use the slot as soon as it has read it (L-8)."""
+        if self.app.http2:
+            self.engine.release(stream_id)
 
     async def send(self, stream_id: int, data: bytes, end: bool) -> None:
         self.engine.send_data(stream_id, data, end)
+        if end:
+            self.release(stream_id)
         await self.flush()
         while self.engine.queued(stream_id) > 4 * _PIECE:
             await self.progress.wait()

@@ -175,7 +175,9 @@ async def start_web(
         "api", (Address("127.0.0.1", api_port),), tls=True, expect=frozenset({API}), connect_timeout=2.0
     )
     target = replace(target, **(cluster or {}))
-    upstream = Cluster(worker.poller, target, lambda: worker.credentials, WireLimits(), worker.rng)
+    upstream = Cluster(
+        worker.poller, target, lambda: worker.credentials, WireLimits(), worker.rng, telemetry.handshake
+    )
     worker.clusters["api"] = upstream
     base = ListenerSettings("out", "outbound", api_port)
     service = Outbound(worker, replace(base, **(settings or {})), upstream, times or Times())

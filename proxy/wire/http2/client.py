@@ -7,6 +7,7 @@ from typing import Final
 
 from proxy.errors import MalformedRequest, MalformedResponse, UpstreamGone
 from proxy.wire.events import (
+    DataReceived,
     Headers,
     InformationalReceived,
     RequestHead,
@@ -14,10 +15,10 @@ from proxy.wire.events import (
     StreamReset,
     TrailersReceived,
 )
-from proxy.wire.framing import check_sizes, check_values
+from proxy.wire.framing import check_values
+from proxy.wire.http2 import known
 from proxy.wire.http2.engine import LAST_STREAM_ID, NO_ERROR, REFUSED_STREAM, Http2Engine, StreamState
 from proxy.wire.limits import WireLimits
-from proxy.wire.validate import check_h2_response, check_trailers
 
 _ASSUMED_STREAMS = 100  # until the peer's SETTINGS arrive, as nghttp2, curl and Go assume
 _BODY_METHODS: Final = frozenset({b"POST", b"PUT", b"PATCH"})
@@ -69,7 +70,8 @@ class Http2Client(Http2Engine):
         if head.te_trailers:
             fields.append(_TE)
         stream_id = self._last_id = self._open(fields, end_stream)
-        self._streams[stream_id] = StreamState(method, True, not end_stream)
+        stream = self._streams[stream_id] = StreamState(method, True, not end_stream)
+        stream.begun = True
         self.meter.opened += 1
         return stream_id
 
@@ -88,7 +90,7 @@ class Http2Client(Http2Engine):
             self._abort(stream_id, stream)
             return
         try:
-            head = check_h2_response(fields, request_method=stream.method, limits=self.limits)
+            head = known.response_head(fields, stream.method, self.limits)
         except MalformedResponse:
             self._abort(stream_id, stream)
             return
@@ -100,7 +102,7 @@ class Http2Client(Http2Engine):
             self._swallow(stream_id, stream, 0, end)
             return
         try:
-            head = check_h2_response(fields, request_method=stream.method, limits=self.limits)
+            head = known.response_head(fields, stream.method, self.limits)
         except MalformedResponse:
             self._abort(stream_id, stream)
             return
@@ -126,7 +128,9 @@ class Http2Client(Http2Engine):
                 self._consume(stream_id, size)
                 self._abort(stream_id, stream)
                 return
-        self._emit_data(stream_id, stream, data, size, end)
+        if end:
+            stream.theirs = False
+        self._events.append(DataReceived(stream_id, data, end, size))
 
     def _trailers(self, stream_id: int, fields: Sequence[tuple[bytes, bytes]]) -> None:
         stream = self._streams.get(stream_id)
@@ -134,8 +138,7 @@ class Http2Client(Http2Engine):
             self._swallow(stream_id, stream, 0, True)
             return
         try:
-            check_sizes(fields, self.limits)
-            trailers = check_trailers(fields)
+            trailers = known.trailers(fields, self.limits)
         except MalformedRequest:
             self._abort(stream_id, stream)
             return

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from proxy.wire.events import ConnectionEnded, DataReceived, Event, GoAwayReceived, Headers, PingAcknowledged
+from proxy.wire.events import ConnectionEnded, Event, GoAwayReceived, Headers, PingAcknowledged
 from proxy.wire.frames import ENHANCE_YOUR_CALM, MAX_FRAME_SIZE, PROTOCOL_ERROR, FrameMeter
 from proxy.wire.limits import WireLimits
 
@@ -40,14 +40,14 @@ UNLIMITED = 1 << 62
 class StreamState:
     """One stream. ``left``: bytes the content-length still promises, -1 when it says nothing."""
 
-    __slots__ = ("answered", "held", "held_size", "interim", "left", "method", "ours", "room", "theirs", "told")
+    __slots__ = ("begun", "held", "held_size", "interim", "left", "method", "ours", "room", "theirs", "told")
 
     def __init__(self, method: bytes, theirs: bool, ours: bool) -> None:
         self.method = method
         self.theirs = theirs  # the peer may still send
         self.ours = ours  # we may still send
         self.told = False
-        self.answered = False  # server: a response was begun
+        self.begun = False  # our head was sent
         self.left = -1
         self.room = UNLIMITED  # bytes that L-6 still allows
         self.held: list[bytes] | None = None  # S-17: what completes content-length, until END_STREAM came
@@ -77,6 +77,8 @@ class Http2Engine:
         self._closing = False  # a last GOAWAY was sent or received, or no new streams are wanted
         self._gone_away = False
         self._final = False
+        self._is_over = False  # ConnectionEnded stands in the events
+        self._told_over = False  # and was returned, or the owner ended it
 
     # -- bytes --------------------------------------------------------------------------------------------
 
@@ -90,7 +92,7 @@ class Http2Engine:
             if meter.fault is not None:
                 self._end(meter.fault.code, meter.fault.detail)
         events, self._events = self._events, []
-        return events
+        return self._until_end(events) if self._is_over else events
 
     def receive_eof(self) -> list[Event]:
         """The peer has closed its direction: nothing can come any more for what is open."""
@@ -98,8 +100,19 @@ class Http2Engine:
             self.must_close = True
             cut = self.meter.is_inside_frame
             reason = "truncated" if cut and self.is_server else ""
+            self._is_over = True
             self._events.append(ConnectionEnded(reason, "inside a frame" if cut else ""))
         events, self._events = self._events, []
+        return self._until_end(events) if self._is_over else events
+
+    def _until_end(self, events: list[Event]) -> list[Event]:
+        """``ConnectionEnded`` is the last event of all; streams that close with the connection are not told."""
+        if self._told_over:
+            return []
+        ends = [place for place, event in enumerate(events) if type(event) is ConnectionEnded]
+        if ends:
+            self._told_over = True
+            del events[ends[0] + 1 :]
         return events
 
     def take(self) -> bytes:
@@ -152,7 +165,7 @@ class Http2Engine:
     def send_data(self, stream_id: int, data: bytes, end_stream: bool) -> None:
         """Queue body bytes. Dropped when the stream has ended or was reset meanwhile."""
         stream = self._streams.get(stream_id)
-        if stream is None or not stream.ours or self.must_close:
+        if stream is None or not (stream.ours and stream.begun) or self.must_close:
             return
         self.meter.data_sent += 1 + len(data) // MAX_FRAME_SIZE
         self._send_data(stream_id, data, end_stream)
@@ -162,7 +175,7 @@ class Http2Engine:
     def send_trailers(self, stream_id: int, headers: Headers) -> None:
         """Queue trailers behind the body; they end our half."""
         stream = self._streams.get(stream_id)
-        if stream is None or not stream.ours or self.must_close:
+        if stream is None or not (stream.ours and stream.begun) or self.must_close:
             return
         if headers:
             self._send_trailers(stream_id, headers)
@@ -196,7 +209,7 @@ class Http2Engine:
     def fail(self, code: int, reason: str) -> None:
         """End the connection with GOAWAY(``code``); the owner knows why."""
         if not self.must_close:
-            self.must_close = True
+            self.must_close = self._is_over = self._told_over = True
             self._terminate(code)
 
     def finish(self) -> None:
@@ -226,11 +239,6 @@ class Http2Engine:
         size += stream.held_size
         stream.held, stream.held_size = None, 0
         return b"".join([*held, data]), size
-
-    def _emit_data(self, stream_id: int, stream: StreamState, data: bytes, size: int, end: bool) -> None:
-        if end:
-            stream.theirs = False
-        self._events.append(DataReceived(stream_id, data, end, size))
 
     def _offend(self, stream_id: int, stream: StreamState, code: int = PROTOCOL_ERROR) -> None:
         """The peer broke a rule on one stream: reset it, and remember."""
@@ -262,6 +270,7 @@ class Http2Engine:
             self._report_end(code, detail)
 
     def _report_end(self, code: int, detail: str) -> None:
+        self._is_over = True
         reason = "flood" if code == ENHANCE_YOUR_CALM else "frame_error"
         self._events.append(ConnectionEnded(reason, detail))
 

@@ -77,7 +77,8 @@ class _Nghttp2(Http2Engine):
         try:
             library.receive_data(whole)
         except ngh2.NGH2Error as error:
-            self._dispatch()
+            for event in library.events():  # what came before the error
+                self._on[type(event)](self, event)
             self._lose(error)
             return
         on = self._on
@@ -94,13 +95,10 @@ class _Nghttp2(Http2Engine):
         except ngh2.NGH2Error as error:
             self._lose(error)
             return b""
-        self._dispatch()
-        return data
-
-    def _dispatch(self) -> None:
         on = self._on
         for event in self._library.events():
             on[type(event)](self, event)
+        return data
 
     def _lose(self, error: ngh2.NGH2Error) -> None:
         self._deleted = True

@@ -16,10 +16,11 @@ from proxy.wire.events import (
     TrailersReceived,
 )
 from proxy.wire.frames import PROTOCOL_ERROR
-from proxy.wire.framing import check_sizes, check_values
+from proxy.wire.framing import check_values
+from proxy.wire.http2 import known
 from proxy.wire.http2.engine import NO_ERROR, REFUSED_STREAM, Http2Engine, StreamState
 from proxy.wire.limits import WireLimits
-from proxy.wire.validate import check_h2_request, check_trailers
+from proxy.wire.validate import check_h2_request
 
 # Refusals that the caller should read as an answer: the stream is left open for the owner to give one.
 ANSWERABLE: Final = frozenset(
@@ -57,7 +58,7 @@ class Http2Server(Http2Engine):
 
     def send_informational(self, stream_id: int, status: int, headers: Headers) -> None:
         stream = self._streams.get(stream_id)
-        if stream is None or not stream.ours or stream.answered or self.must_close or status == 101:
+        if stream is None or not stream.ours or stream.begun or self.must_close or status == 101:
             return
         self._send_head(stream_id, [_STATUS[status], *headers], end=False, interim=True)
 
@@ -69,7 +70,7 @@ class Http2Server(Http2Engine):
         It also ends it for HEAD, 204 and 304, which have no body (RFC 9110 6.4.1): what is sent then is dropped.
         """
         stream = self._streams.get(stream_id)
-        if stream is None or not stream.ours or stream.answered or self.must_close:
+        if stream is None or not stream.ours or stream.begun or self.must_close:
             return
         if not check_values(headers):
             raise ValueError("control character in a response header")
@@ -78,7 +79,7 @@ class Http2Server(Http2Engine):
             fields.append((b"content-length", b"%d" % length))
         ends = end_stream or stream.method == b"HEAD" or status in _WITHOUT_BODY
         self._send_head(stream_id, fields, end=ends, interim=False)
-        stream.answered = True
+        stream.begun = True
         if ends:
             self._end_ours(stream_id, stream)
 
@@ -154,7 +155,9 @@ class Http2Server(Http2Engine):
                 self._consume(stream_id, size)
                 self._abort(stream_id, stream, "body_too_large")
                 return
-        self._emit_data(stream_id, stream, data, size, end)
+        if end:
+            stream.theirs = False
+        self._events.append(DataReceived(stream_id, data, end, size))
 
     def _hold(self, stream: StreamState, data: bytes, size: int) -> None:
         # S-17: with the last byte of content-length the app would take the request for complete.
@@ -178,8 +181,7 @@ class Http2Server(Http2Engine):
             self._abort(stream_id, stream, "body_length_mismatch")
             return
         try:
-            check_sizes(fields, self.limits)
-            trailers = check_trailers(fields)
+            trailers = known.trailers(fields, self.limits)
         except MalformedRequest as error:
             self._abort(stream_id, stream, error.reason, error.detail)
             return
@@ -198,8 +200,8 @@ class Http2Server(Http2Engine):
         if was_over:
             stream.told = True
             return
-        if not stream.answered:
-            self.meter.note_unanswered_reset()
+        if not stream.begun:
+            self.meter.note_unbegun_reset()
         self._forget(stream_id, stream)
         self._events.append(StreamReset(stream_id, code, reason="downstream_reset"))
 
