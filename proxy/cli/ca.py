@@ -17,7 +17,7 @@ def ca() -> None:
 
 @ca.command("init")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--trust-domain", required=True, help="e.g. shop.internal")
+@click.option("--trust-domain", default="local", show_default=True, help="e.g. shop.internal")
 @click.option("--root-curve", type=click.Choice(["P-256", "P-384"]), default="P-256", show_default=True)
 def init_ca(folder: Path, trust_domain: str, root_curve: str) -> None:
     """Make a root and an issuing authority.

@@ -16,6 +16,9 @@ _PRINT = click.option("--print-config", is_flag=True, help="Print the sidewall.y
 
 
 def _default_ca() -> Path:
+    """./ca when it is one, else the one of this user."""
+    if Path("ca/ca.json").exists():
+        return Path("ca")
     state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(state) / "sidewall" / "ca"
 
@@ -45,8 +48,8 @@ def _trust_domain(path: Path) -> str:
         return "local"
 
 
-def _name(text: str) -> str:
-    return text if "/" in text else f"default/{text}"
+def _name(text: str, namespace: str = "default") -> str:
+    return text if "/" in text else f"{namespace}/{text}"
 
 
 @click.command()
@@ -85,7 +88,7 @@ def protect(
 @click.argument("what", metavar="NAME=ADDR")
 @click.option("--listen", default="127.0.0.1:15001", show_default=True, help="Where your program connects.")
 @click.option("--as", "name", default="default/client", show_default=True, metavar="NS/NAME", help="Who we are.")
-@click.option("--expect", multiple=True, metavar="WHO", help="Who must answer; NAME by default.")
+@click.option("--expect", multiple=True, metavar="WHO", help="Who must answer; NAME, of our own namespace, by default.")
 @_CA
 @_PRINT
 def reach(
@@ -105,7 +108,7 @@ def reach(
     config = {
         **_common(name, ca),
         "outbound": [{"listen": listen, "to": upstream}],
-        "upstreams": {upstream: {"endpoints": [address], "expect": list(expect) or [_name(who)]}},
+        "upstreams": {upstream: {"endpoints": [address], "expect": list(expect) or [_name(who, _name(name).partition("/")[0])]}},
     }
     return _run([config], print_config=print_config)
 

@@ -272,7 +272,9 @@ class ServerConnection(HttpConnection):
 
     def cut(self, exchange: Exchange, code: int) -> None:
         """End an answer that has begun and cannot be completed."""
-        if not self.closed:
+        if exchange.head.version == 10 and not self.closed:
+            self._close(self.stream.abort)  # its body may end with the connection: no polite end then (S-6)
+        elif not self.closed:
             self.engine.reset(exchange.stream_id, code)
             self.touch()
 

@@ -201,7 +201,7 @@ class Http2Server(Http2Engine):
             stream.told = True
             return
         if not stream.begun:
-            self.meter.note_unbegun_reset()
+            self.meter.note_unanswered_reset()
         self._forget(stream_id, stream)
         self._events.append(StreamReset(stream_id, code, reason="downstream_reset"))
 
