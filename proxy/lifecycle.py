@@ -116,7 +116,7 @@ class Worker:
         idle = [one for one in self.connections if not one.exchanges and not one.draining]
         if not idle:
             return False
-        min(idle, key=lambda connection: connection.last_active).drain()
+        min(idle, key=lambda connection: connection.last_active).shut("overload")
         return True
 
     def add(self, connection: ServerConnection) -> bool:

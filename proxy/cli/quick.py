@@ -88,7 +88,7 @@ def protect(
 @click.argument("what", metavar="NAME=ADDR")
 @click.option("--listen", default="127.0.0.1:15001", show_default=True, help="Where your program connects.")
 @click.option("--as", "name", default="default/client", show_default=True, metavar="NS/NAME", help="Who we are.")
-@click.option("--expect", multiple=True, metavar="WHO", help="Who must answer; NAME, of our own namespace, by default.")
+@click.option("--expect", multiple=True, metavar="WHO", help="Who must answer; NAME in our namespace by default.")
 @_CA
 @_PRINT
 def reach(
@@ -105,10 +105,11 @@ def reach(
         raise click.UsageError("write NAME=ADDR, e.g. shop/api=10.20.0.9:8443")
     ca = _ca_folder(folder, make=not print_config)
     upstream = who.rpartition("/")[2]
+    expected = list(expect) or [_name(who, _name(name).partition("/")[0])]
     config = {
         **_common(name, ca),
         "outbound": [{"listen": listen, "to": upstream}],
-        "upstreams": {upstream: {"endpoints": [address], "expect": list(expect) or [_name(who, _name(name).partition("/")[0])]}},
+        "upstreams": {upstream: {"endpoints": [address], "expect": expected}},
     }
     return _run([config], print_config=print_config)
 

@@ -51,6 +51,7 @@ class Exchange:
     __slots__ = (
         "_held_request",
         "_held_response",
+        "_trailers",
         "_waiting",
         "_waiting_size",
         "client",
@@ -98,6 +99,7 @@ class Exchange:
         self.timer: Timer | None = None  # the caller's own deadline (grpc-timeout)
         self._waiting: list[tuple[bytes, int, bool]] = []
         self._waiting_size = 0
+        self._trailers: Headers | None = None  # of a request that waits for a connection
         self._held_request = 0
         self._held_response = 0
 
@@ -117,7 +119,7 @@ class Exchange:
         self.tried += 1
         self.record.attempts = self.tried
         self.record.sent_at = client.poller.now
-        ended = self.request_ended and not self._waiting
+        ended = self.request_ended and not self._waiting and self._trailers is None
         self.up_id = client.open(self, ended)
         self.client = client  # not before: an engine may refuse to open
         waiting, self._waiting, self._waiting_size = self._waiting, [], 0
@@ -126,6 +128,8 @@ class Exchange:
                 self.server.acknowledge(self.stream_id, size)
             else:
                 self.request_data(data, size, end)
+        if self._trailers is not None and not self.finished:
+            self.request_trailers(self._trailers)
         if waiting and not self.server.held:
             self.server.stream.resume()  # the counterpart of the pause in ``_wait``
 
@@ -166,7 +170,7 @@ class Exchange:
     def request_trailers(self, headers: Headers) -> None:
         self.request_ended = True
         if self.client is None:
-            self._wait(b"", 0, True)  # trailers of a request that still waits are dropped: they are optional
+            self._trailers = headers
             return
         self.client.engine.send_trailers(self.up_id, headers)
         self.client.touch()

@@ -189,9 +189,12 @@ async def open_client(port: int, *, http2: bool = False) -> AsyncIterator[Client
         client.engine.start()
         await client.flush()
         nursery.start_soon(client.read_forever)
-        yield client
-        nursery.cancel_scope.cancel()
-        await trio.aclose_forcefully(stream)
+        try:
+            yield client
+        finally:
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(stream)
 
 
 async def call(port: int, method: str, target: str, *, http2: bool = False, **more: Any) -> Response:

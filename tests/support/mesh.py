@@ -199,12 +199,16 @@ async def open_mesh(
         inbound = await start_api(nursery, ca, app_port, **(api or {}))
         outbound = await start_web(nursery, ca, inbound.port, **(web or {}))
         mesh = Mesh(ca, inbound, outbound, nursery)
-        yield mesh
-        await close_side(outbound)
-        await close_side(inbound)
-        nursery.cancel_scope.cancel()
+        try:
+            yield mesh
+        finally:
+            with trio.CancelScope(shield=True):
+                await close_side(outbound)
+                await close_side(inbound)
+            nursery.cancel_scope.cancel()
+            for side in (inbound, outbound):
+                side.worker.poller.close()
     for side in (inbound, outbound):
-        side.worker.poller.close()
         if side.worker.poller.crashes:
             raise AssertionError(f"{side.worker.poller.crashes} internal errors, see the log")
 

