@@ -12,7 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from proxy.cli import group
+from proxy.cli import admin_client, group
 from proxy.cli.group import cli
 
 GOOD = """
@@ -177,8 +177,14 @@ def test_nobody_answering_is_69_and_says_what_to_do(tmp_path: Path) -> None:
     done = run("status", f"unix:{tmp_path}/none.sock")
     assert done.returncode == 69
     assert "is the proxy running?" in done.stderr
-    none = run("status", XDG_RUNTIME_DIR=str(tmp_path), SIDEWALL_ADMIN="")
-    assert none.returncode == 69
+
+
+def test_no_proxy_on_this_machine_is_69(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("SIDEWALL_ADMIN", raising=False)
+    monkeypatch.setattr(admin_client, "_folders", lambda: [tmp_path])
+    with pytest.raises(group.Problem, match="no proxy found in") as refused:
+        admin_client.find(None)
+    assert refused.value.code == 69
 
 
 def test_a_bug_is_70_and_leaves_a_crash_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
