@@ -10,10 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import click
+
 from proxy.cli.group import Problem
 
 _TIMEOUT = 10.0
 _UNREACHABLE = 69
+_ADMIN_PORT = "15000"  # of admin.listen, when an http:// address names none
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -38,8 +41,7 @@ class Target:
 
     def _connection(self) -> http.client.HTTPConnection:
         if self.where.startswith("http://"):
-            host, _, port = self.where.removeprefix("http://").rstrip("/").rpartition(":")
-            return http.client.HTTPConnection(host, int(port), timeout=_TIMEOUT)
+            return http.client.HTTPConnection(*_host_and_port(self.where), timeout=_TIMEOUT)
         return _UnixConnection(self.where)
 
     def ask(self, method: str, path: str) -> tuple[int, bytes]:
@@ -58,21 +60,67 @@ class Target:
         finally:
             connection.close()
 
-    def json(self, method: str, path: str) -> Any:
-        """The body as JSON. Raises Problem."""
+    def facts(self, method: str, path: str, *expected: str) -> dict[str, Any]:
+        """The body: a JSON mapping with the ``expected`` keys. Raises Problem for whatever else answers."""
         status, body = self.ask(method, path)
         try:
-            return json.loads(body)
+            found = json.loads(body)
         except ValueError:
-            text = body.decode(errors="replace").strip()
-            raise Problem(f"{self.where} answered {status}: {text}", code=_UNREACHABLE) from None
+            found = None
+        if isinstance(found, dict) and set(expected) <= set(found):
+            return found
+        hint = "is that a proxy's administrative socket or port?"
+        raise Problem(f"{self.where} answered {status}: {_first_line(body)}", hint, code=_UNREACHABLE)
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    rest = address.removeprefix("http://").rstrip("/")
+    host, colon, port = rest.rpartition(":")
+    if not colon or rest.endswith("]"):
+        host, port = rest, _ADMIN_PORT
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise Problem(f"{address!r} is not an address", "e.g. http://127.0.0.1:15000", code=2)
+    return host.strip("[]"), int(port)
+
+
+def _first_line(body: bytes) -> str:
+    line = body.decode(errors="replace").strip().partition("\n")[0]
+    return line[:100] or "nothing"
+
+
+def ask_all(
+    target: str | None, method: str, path: str, *expected: str
+) -> tuple[list[tuple[Target, dict[str, Any]]], int]:
+    """What the proxies meant by ``target`` answer, and how many did not.
+
+    Where several are meant, one that does not answer (a socket left behind by a crash) is named on stderr and
+    left out. Raises Problem when none answers."""
+    proxies = find(target)
+    found: list[tuple[Target, dict[str, Any]]] = []
+    silent: list[Problem] = []
+    for proxy in proxies:
+        try:
+            found.append((proxy, proxy.facts(method, path, *expected)))
+        except Problem as problem:
+            silent.append(problem)
+    if not found:
+        raise silent[0]
+    for silence in silent:
+        click.echo(f"warning: {silence.message}", err=True)
+    return found, len(silent)
 
 
 def _folders() -> Iterable[Path]:
+    """Where proxies put their sockets (config.resolve.Surroundings.sockets)."""
     yield Path("/run/sidewall")
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime:
         yield Path(runtime) / "sidewall"
+        return
+    own = Path("/tmp") / f"sidewall-{os.geteuid()}"  # noqa: S108 (only when it is ours: see below)
+    # Anybody may have made a folder of that name, and could listen there in a proxy's place.
+    if own.is_dir() and not own.is_symlink() and own.stat().st_uid == os.geteuid():
+        yield own
 
 
 def local_sockets() -> list[str]:
@@ -96,9 +144,12 @@ def _one(target: str) -> Target:
     if target.startswith("http://"):
         return Target(target)
     path = target.removeprefix("unix:")
-    if "/" in path or Path(path).exists():
+    # A workload's name may hold a slash as well (shop/api): the part behind it is the socket's name.
+    if path != target or Path(path).is_socket():
         return Target(path)
     for found in local_sockets():
         if Path(found).stem in (path, path.rpartition("/")[2]):
             return Target(found)
+    if path.startswith(("/", ".")) or path.endswith(".sock"):
+        return Target(path)
     raise Problem(f"no local proxy is called {target!r}", "name its socket (unix:PATH)", code=_UNREACHABLE)

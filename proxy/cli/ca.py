@@ -53,7 +53,7 @@ def issue(name: str, folder: Path, out: Path, ttl: str, names: tuple[str, ...]) 
     sidewall ca issue shop/api --ca ./ca --out ./api --ttl 12h
     """
     from config.values import parse_duration
-    from identity.authority import IssueError
+    from identity.authority import MAX_TTL, MIN_TTL, IssueError
     from identity.disk import IdentityFileError
     from identity.files import issue_to_files, load_ca
     from identity.spiffe import SpiffeId, SpiffeIdError
@@ -61,6 +61,8 @@ def issue(name: str, folder: Path, out: Path, ttl: str, names: tuple[str, ...]) 
     now = datetime.now(UTC)
     try:
         life = timedelta(seconds=parse_duration(ttl))
+        if not MIN_TTL <= life <= MAX_TTL:
+            raise ValueError(f"--ttl {ttl}: certificates live from 60s to 24h, and are renewed")
         authority = load_ca(folder, now=now)
         spiffe_id = SpiffeId.parse(full_name(name, authority.trust_domain))
         svid = issue_to_files(authority, spiffe_id, out, life, now=now, dns_names=names)

@@ -113,27 +113,27 @@ def config() -> None:
 
 
 @config.command("show")
-@click.option("-c", "--config", "path", type=click.Path(path_type=Path))
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE")
+@click.argument("target", required=False)
+@click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="The file to read.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one setting.")
 @click.option("--origin", is_flag=True, help="Say where each value came from.")
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def show_config(path: Path | None, settings: tuple[str, ...], origin: bool, output: str) -> None:
+def show_config(
+    target: str | None, path: Path | None, settings: tuple[str, ...], origin: bool, output: str
+) -> None:
     """Every value that would be used, defaults included; secrets are hidden.
+
+    With TARGET (a socket or a workload's name) what that running proxy uses; else what the file says.
 
     \b
     sidewall config show --origin
     sidewall config show -c api.yaml -o json
+    sidewall config show shop/api --origin
     """
-    from config.load import load_config
-    from config.problems import ConfigError, render
-
-    try:
-        loaded = load_config(path, overrides=parse_settings(settings))
-    except ConfigError as error:
-        click.echo(render(error.problems, files=error.files, documents=error.documents), err=True)
-        raise click.exceptions.Exit(78) from None
-    values = loaded.flat()
-    rows = {key: {"value": value, "origin": loaded.origins.get(key, "default")} for key, value in values.items()}
+    if target is not None and (path is not None or settings):
+        raise click.UsageError("TARGET asks a running proxy, -c and --set a file: give one of them")
+    values, origins = _running_values(target) if target is not None else _file_values(path, settings)
+    rows = {key: {"value": value, "origin": origins.get(key, "default")} for key, value in values.items()}
     if output == "json":
         click.echo(json.dumps({"apiVersion": "sidewall.dev/v1", "kind": "Config", "values": rows}, indent=2))
         return
@@ -143,10 +143,33 @@ def show_config(path: Path | None, settings: tuple[str, ...], origin: bool, outp
         click.echo(f"{key:{width}}  {row['value']}{where}")
 
 
+def _running_values(target: str) -> tuple[dict[str, str], dict[str, str]]:
+    from proxy.cli.admin_client import find
+
+    found = find(target)[0].facts("GET", "/config", "values", "origins")
+    return found["values"], found["origins"]
+
+
+def _file_values(path: Path | None, settings: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
+    from config.load import load_config
+    from config.problems import ConfigError, render
+
+    try:
+        loaded = load_config(path, overrides=parse_settings(settings))
+    except ConfigError as error:
+        click.echo(render(error.problems, files=error.files, documents=error.documents), err=True)
+        raise click.exceptions.Exit(78) from None
+    return loaded.flat(), dict(loaded.origins)
+
+
 @config.command("explain")
 @click.argument("key")
 def explain_key(key: str) -> None:
-    """Type, default and reason of a setting, e.g. inbound.timeouts."""
+    """Type, default and reason of a setting.
+
+    \b
+    sidewall config explain inbound.timeouts
+    """
     from config.schema import NoSuchSetting, explain_setting
 
     try:
@@ -157,7 +180,11 @@ def explain_key(key: str) -> None:
 
 @config.command("schema")
 def schema() -> None:
-    """The JSON Schema of sidewall.yaml, for editors."""
+    """The JSON Schema of sidewall.yaml, for editors.
+
+    \b
+    sidewall config schema > sidewall.schema.json
+    """
     from config.schema import json_schema
 
     click.echo(json.dumps(json_schema(), indent=2))
@@ -166,7 +193,11 @@ def schema() -> None:
 @click.command()
 @click.argument("code")
 def explain(code: str) -> None:
-    """The manual page of a problem's code, e.g. SW0201."""
+    """The manual page of a problem's code.
+
+    \b
+    sidewall explain SW0201
+    """
     from config.codes import NoSuchCode
     from config.codes import explain as page
 

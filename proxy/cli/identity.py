@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +17,10 @@ from proxy.cli.group import Problem
 
 if TYPE_CHECKING:
     from cryptography import x509
+
+    from identity.svid import TrustBundle, X509Context
+    from proxy.cli.handshake import Outcome
+    from proxy.cli.svid_rules import Judgement
 
 _TIMEOUT = 10.0
 _UNREACHABLE = 69
@@ -94,16 +100,20 @@ def _describe(cert: x509.Certificate) -> dict[str, str]:
         uris = ", ".join(sans.get_values_for_type(x509.UniformResourceIdentifier))
     except (x509.ExtensionNotFound, ValueError):
         uris = ""
-    left = cert.not_valid_after_utc - datetime.now(UTC)
+    left = (cert.not_valid_after_utc - datetime.now(UTC)).total_seconds()
     return {
         "uri": uris or "(none)",
         "subject": cert.subject.rfc4514_string() or "(empty)",
         "issuer": cert.issuer.rfc4514_string(),
         "serial": f"{cert.serial_number:x}",
         "not before": cert.not_valid_before_utc.isoformat(),
-        "not after": f"{cert.not_valid_after_utc.isoformat()}  ({'expired' if left.total_seconds() < 0 else left})",
+        "not after": f"{cert.not_valid_after_utc.isoformat()}  ({_left(left)})",
         "sha256": cert.fingerprint(hashes.SHA256()).hex(),
     }
+
+
+def _left(seconds: float) -> str:
+    return str(timedelta(seconds=int(seconds))) if seconds >= 0 else "expired"
 
 
 @identity.command("verify")
@@ -112,44 +122,86 @@ def _describe(cert: x509.Certificate) -> dict[str, str]:
 @click.option("--key", type=click.Path(path_type=Path, exists=True), help="Its key (svid_key.pem).")
 @click.option("--bundle", type=click.Path(path_type=Path, exists=True), required=True, help="Whom we trust.")
 @click.option("--trust-domain", help="Of the bundle, when no --cert is given.")
-def verify(where: str, cert: Path | None, key: Path | None, bundle: Path, trust_domain: str | None) -> int:
-    """Judge whoever answers on HOST:PORT by the rules of X509-SVIDs, and say which one fails.
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def verify(
+    where: str, cert: Path | None, key: Path | None, bundle: Path, trust_domain: str | None, output: str
+) -> int:
+    """Judge whoever answers on HOST:PORT by each rule of X509-SVIDs.
+
+    With --cert and --key the mutual handshake is made too, which shows whether the far side takes us.
 
     \b
     sidewall identity verify 10.20.0.9:8443 --bundle bundle.pem --trust-domain shop.internal
     sidewall identity verify 10.20.0.9:8443 --bundle bundle.pem --cert svid.pem --key svid_key.pem
 
-    Exit codes: 1 refused, 69 nobody answers. With --cert and --key the handshake is completed as well.
+    Exit codes: 1 refused, 69 nobody answers.
     """
-    from identity.disk import IdentityFileError
-    from identity.files import load_x509_context, read_bundle
-    from identity.svid import SvidError, check_peer_chain
+    from proxy.cli.svid_rules import judge
 
     now = datetime.now(UTC)
-    host, port = _split(where)
+    address = _split(where)
+    bundles, own = _trusted(cert, key, bundle, trust_domain, now)
+    judged = judge(_presented(*address), bundles, now=now)
+    handshake = _shaken(address, own) if own is not None else None
+    accepted = judged.peer is not None and (handshake is None or handshake.ok)
+    if output == "json":
+        _print_json(judged, handshake, accepted=accepted)
+    else:
+        _print_verdicts(judged, handshake, now)
+    return int(not accepted)
+
+
+def _trusted(
+    cert: Path | None, key: Path | None, bundle: Path, trust_domain: str | None, now: datetime
+) -> tuple[Mapping[str, TrustBundle], X509Context | None]:
+    """Whom we trust, and who we are when we are somebody."""
+    from identity.disk import IdentityFileError
+    from identity.files import load_x509_context, read_bundle
+
     try:
         if cert is not None and key is not None:
-            context = load_x509_context(cert, key, bundle, now=now)
-            bundles: Any = context.bundles
-        elif trust_domain:
-            bundles = {trust_domain: read_bundle(bundle, trust_domain)}
-        else:
-            raise click.UsageError("give --cert and --key, or --trust-domain")
+            own = load_x509_context(cert, key, bundle, now=now)
+            return own.bundles, own
+        if cert is None and key is None and trust_domain:
+            return {trust_domain: read_bundle(bundle, trust_domain)}, None
     except IdentityFileError as error:
         raise Problem(str(error)) from None
-    good, bad = ("√", "×") if "utf" in (sys.stdout.encoding or "").lower() else ("ok", "x ")
-    try:
-        peer = check_peer_chain(_presented(host, port), bundles, now=now, role="server")
-    except SvidError as error:
-        click.echo(f"{bad} {error.why}: {error.detail}")
-        return 1
-    for rule in (
-        "chain leads to the bundle of the leaf's own trust domain, and is valid now",
-        "exactly one URI SAN, and it is a SPIFFE ID",
-        "leaf: no authority, key usage and extended key usage as they must be",
-        "key and signatures are strong enough",
-    ):
-        click.echo(f"{good} {rule}")
-    left = datetime.fromtimestamp(peer.not_after, UTC) - now
-    click.echo(f"{peer.uri}   expires in {left}   sha256 {peer.sha256}")
-    return 0
+    raise click.UsageError("give --cert and --key, or --trust-domain")
+
+
+def _shaken(address: tuple[str, int], own: X509Context) -> Outcome:
+    from proxy.cli.handshake import shake_hands
+
+    return shake_hands(_connect(*address), own, patience=_TIMEOUT)
+
+
+def _print_verdicts(judged: Judgement, handshake: Outcome | None, now: datetime) -> None:
+    utf8 = "utf" in (sys.stdout.encoding or "").lower()
+    marks = {True: "√", False: "×", None: "·"} if utf8 else {True: "ok", False: "x ", None: "- "}
+    for verdict in judged.verdicts:
+        unasked = "   (not looked at)" if verdict.ok is None else ""
+        click.echo(f"{marks[verdict.ok]} {verdict.rule}{unasked}")
+        if verdict.detail:
+            click.echo(f"    {verdict.detail}")
+    if handshake is not None:
+        click.echo(f"{marks[handshake.ok]} handshake with our certificate")
+        click.echo(f"    {handshake.text}")
+    if judged.peer is None:
+        click.echo(f"refused: {judged.refusal}")
+        return
+    peer = judged.peer
+    click.echo(f"{peer.uri}   expires in {_left(peer.not_after - now.timestamp())}   sha256 {peer.sha256}")
+
+
+def _print_json(judged: Judgement, handshake: Outcome | None, *, accepted: bool) -> None:
+    peer = judged.peer
+    value = {
+        "apiVersion": "sidewall.dev/v1",
+        "kind": "Verification",
+        "accepted": accepted,
+        "peer": {"uri": peer.uri, "notAfter": peer.not_after, "sha256": peer.sha256} if peer else None,
+        "refusal": judged.refusal or None,
+        "rules": [asdict(verdict) for verdict in judged.verdicts],
+        "handshake": asdict(handshake) if handshake else None,
+    }
+    click.echo(json.dumps(value, indent=2))

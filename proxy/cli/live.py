@@ -8,11 +8,29 @@ from typing import Any
 
 import click
 
-from proxy.cli.admin_client import Target, find
+from proxy.cli.admin_client import Target, ask_all, find
 from proxy.cli.group import Problem
 
 _TARGET = click.argument("target", required=False)
 _OUTPUT = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+_UNREACHABLE = 69
+
+
+class Seconds(click.ParamType[float]):
+    """A duration as in the configuration (``60s``, ``1m30s``), or plain seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        from config.values import parse_duration
+
+        text = str(value)
+        try:
+            return parse_duration(text if text[-1:].isalpha() else f"{text}s")
+        except ValueError as error:
+            self.fail(f"{text!r}: {error}", param, context)
 
 
 @click.command()
@@ -21,11 +39,16 @@ def reload(target: str | None) -> int:
     """Have a running proxy read its files again.
 
     TARGET: a socket, a workload's name, or nothing for every local proxy.
+
+    \b
+    sidewall reload
+    sidewall reload shop/api
+
     Exit code 1 when it found a problem; it then goes on with what it had.
     """
+    answers, silent = ask_all(target, "POST", "/reload", "ok", "generation", "problems")
     refused = 0
-    for proxy in find(target):
-        answer = proxy.json("POST", "/reload")
+    for proxy, answer in answers:
         if answer["ok"]:
             click.echo(f"{proxy}: generation {answer['generation']}")
             continue
@@ -33,23 +56,34 @@ def reload(target: str | None) -> int:
         click.echo(f"{proxy}: rejected, still generation {answer['generation']}", err=True)
         for problem in answer["problems"]:
             click.echo(f"  {problem}", err=True)
-    return refused
+    return refused or (_UNREACHABLE if silent else 0)
 
 
 @click.command()
 @_TARGET
-def drain(target: str | None) -> None:
-    """Have a running proxy finish what it carries, and end."""
-    for proxy in find(target):
-        proxy.json("POST", "/drain")
+def drain(target: str | None) -> int:
+    """Have a running proxy finish what it carries, and end.
+
+    TARGET: a socket, a workload's name, or nothing for every local proxy.
+
+    \b
+    sidewall drain unix:/run/sidewall/api.sock
+    """
+    answers, silent = ask_all(target, "POST", "/drain", "draining")
+    for proxy, _ in answers:
         click.echo(f"{proxy}: draining")
+    return _UNREACHABLE if silent else 0
 
 
 @click.command()
 @_TARGET
-@click.option("--wait", "seconds", metavar="SECONDS", type=float, default=0.0, help="Wait so long for it.")
+@click.option("--wait", "seconds", metavar="DURATION", type=Seconds(), default=0.0, help="Wait so long for it.")
 def ready(target: str | None, seconds: float) -> int:
     """Exit 0 when the proxy is ready; otherwise say why not.
+
+    \b
+    sidewall ready
+    sidewall ready shop/api --wait 60s
 
     Exit codes: 1 not ready, 69 nobody answers, 75 --wait ran out.
     """
@@ -57,10 +91,10 @@ def ready(target: str | None, seconds: float) -> int:
     while True:
         try:
             missing = _missing(find(target))
-        except Problem:
-            if time.monotonic() >= deadline:
+        except Problem as problem:
+            if not seconds:
                 raise
-            missing = ["no answer"]
+            missing = [problem.message]
         if not missing:
             click.echo("ready")
             return 0
@@ -88,13 +122,19 @@ def status(target: str | None, output: str) -> int:
     \b
     sidewall status
     sidewall status unix:/run/sidewall/api.sock -o json
+
+    Exit code 1 when one of them is not ready or does not answer.
     """
-    found = [proxy.json("GET", "/status") for proxy in find(target)]
+    answers, silent = ask_all(target, "GET", "/status", *_SHOWN)
+    found = [answer for _, answer in answers]
     if output == "json":
         click.echo(json.dumps({"apiVersion": "sidewall.dev/v1", "kind": "StatusList", "items": found}, indent=2))
     else:
         click.echo(_table(found))
-    return int(not all(item.get("ready") for item in found))
+    return int(bool(silent) or not all(item["ready"] for item in found))
+
+
+_SHOWN = ("workload", "version", "ready", "generation", "connections", "requests_in_flight")
 
 
 def _table(found: list[dict[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -53,20 +54,38 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:
 
 @click.command()
 @click.option("--short", is_flag=True, help="The number only.")
-def version(short: bool) -> None:
-    """Versions of Sidewall and of the libraries it stands on."""
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def version(short: bool, output: str) -> None:
+    """Versions of Sidewall and of the libraries it stands on.
+
+    \b
+    sidewall version
+    sidewall version -o json
+    """
     from proxy.version import VERSION
 
     if short:
         click.echo(VERSION)
         return
+    found = {"sidewall": VERSION, **_versions()}
+    if output == "json":
+        click.echo(json.dumps({"apiVersion": "sidewall.dev/v1", "kind": "Version", "versions": found}, indent=2))
+        return
+    width = max(map(len, found))
+    for name, number in found.items():
+        click.echo(f"{name:{width}}  {number}")
+
+
+def _versions() -> dict[str, str]:
+    """nghttp2 is inside ngh2 and llhttp inside httptools; neither wheel tells which one, so the wheels count."""
     from identity.mtls import openssl_version
 
-    click.echo(f"sidewall      {VERSION}")
-    click.echo(f"python        {'.'.join(map(str, sys.version_info[:3]))}")
-    click.echo(f"openssl       {openssl_version()}")
-    for name in ("pyopenssl", "cryptography", "ngh2", "h2", "httptools", "trio", "opentelemetry-sdk"):
-        click.echo(f"{name:13} {metadata.version(name)}")
+    wheels = ("pyopenssl", "cryptography", "ngh2", "h2", "httptools", "trio", "opentelemetry-sdk")
+    return {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "openssl": openssl_version(),
+        **{name: metadata.version(name) for name in wheels},
+    }
 
 
 @click.command()

@@ -30,6 +30,10 @@ def _stores(files: tuple[Path, ...]) -> list[str]:
     named = named or [str(path) for path in sorted(Path(".sidewall").glob("*/traces.db"))]
     if not named:
         raise Problem("no trace store named", "name one with --file, or set SIDEWALL_TRACES", code=2)
+    missing = [path for path in named if not Path(path).exists()]
+    if len(missing) == len(named):
+        hint = "a proxy makes the file that telemetry.traces.file names when it starts"
+        raise Problem(f"there is no trace store {' or '.join(missing)}", hint)
     return named
 
 
@@ -44,7 +48,12 @@ def _look() -> dict[str, Any]:
 @_OUTPUT
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 def list_traces(files: tuple[Path, ...], output: str, limit: int) -> None:
-    """The latest traces, newest first."""
+    """The latest traces, newest first.
+
+    \b
+    sidewall trace list --file /var/lib/sidewall/traces.db
+    sidewall trace list --limit 5 -o json
+    """
     from proxy.observe.history import TraceReader
     from proxy.observe.listing import render_list
 
@@ -75,7 +84,8 @@ def show_trace(which: str, files: tuple[Path, ...], output: str) -> None:
         try:
             spans = named[which]() if which in named else reader.trace(which)
         except (TraceNotFound, AmbiguousTrace) as error:
-            raise Problem(str(error), "sidewall trace list shows what there is") from None
+            hint = "sidewall trace list shows what there is" if reader.recent(1) else "call something through a proxy"
+            raise Problem(str(error), hint) from None
     if output == "json":
         _print_json({"kind": "Trace", "spans": _plain([spans])[0]})
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -22,9 +23,13 @@ Now you, in another terminal (Ctrl-C here ends everything):
       denied, and told why
   cp {dir}/allow-web.yaml {dir}/policy/
       one policy; it applies at once, and the call is allowed; rm it, and it is denied again
+  {show}
+      the last call, hop by hop
+  {sidewall} status {dir}/api/admin.sock
+      what api's sidecar is doing
   tail -n 1 {dir}/api/access.log
-      what api's sidecar wrote down
-It can play the whole story by itself: sidewall demo --once
+      what it wrote down
+It can play the whole story by itself: {sidewall} demo --once
 """
 
 
@@ -40,6 +45,10 @@ def demo(once: bool, with_grpc: bool, clean: bool, path: Path) -> None:
     """Three services, each behind its own sidecar: denied, allowed by a policy, traced.
 
     Everything runs on loopback, on free ports, and in one folder.
+
+    \b
+    sidewall demo                 runs until Ctrl-C, and says what to try
+    sidewall demo --once --grpc   plays the story, checks every step, and ends
     """
     folder = Folder(path)
     try:
@@ -72,7 +81,23 @@ def _run(folder: Folder, *, once: bool, with_grpc: bool) -> None:
             click.echo("\nended", err=True)
             sys.exit(130 if once else 0)
     if once:
-        click.echo("\nall as told. Try it by hand: sidewall demo")
+        click.echo(f"\nall as told. Try it by hand: {_program()} demo")
+
+
+def _program() -> str:
+    """What to type for ``sidewall`` in another terminal, where our environment may not be active."""
+    called = Path(sys.argv[0]).absolute()
+    if called.name != "sidewall" or called == Path(shutil.which("sidewall") or "."):
+        return "sidewall"
+    return os.path.relpath(called) if called.is_relative_to(Path.cwd()) else str(called)
+
+
+def _show_command(folder: Folder) -> str:
+    """``trace show last``, with the stores named where it would not find them by itself."""
+    command = f"{_program()} trace show last"
+    if folder.path == Path(".sidewall").absolute():
+        return command
+    return " ".join([command, *(f"--file {os.path.relpath(store)}" for store in folder.stores())])
 
 
 def _end_on(*signals: signal.Signals) -> None:
@@ -86,7 +111,7 @@ def _end_on(*signals: signal.Signals) -> None:
 
 
 def _introduce(folder: Folder, ports: Ports) -> None:
-    click.echo(f"everything is in {folder.path.name}/ - to start over: sidewall demo --clean")
+    click.echo(f"everything is in {folder.path.name}/ - to start over: {_program()} demo --clean")
     for name, text in (
         ("CA", f"trust domain {TRUST_DOMAIN}, folder {folder.path.name}/ca"),
         ("web", f"http://127.0.0.1:{ports.web}   calls api by its sidecar at :{ports.web_to_api}"),
@@ -100,12 +125,13 @@ def _introduce(folder: Folder, ports: Ports) -> None:
 def _story(folder: Folder, ports: Ports) -> Story:
     unicode = "utf" in (sys.stdout.encoding or "").lower()
     color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    return Story(folder, ports, click.echo, unicode=unicode, color=color)
+    return Story(folder, ports, click.echo, show=_show_command(folder), unicode=unicode, color=color)
 
 
 def _interact(folder: Folder, ports: Ports, processes: Processes, *, with_grpc: bool) -> None:
     offered = folder.offer("allow-web")
-    click.echo(_TRY.format(url=f"http://127.0.0.1:{ports.web}{PATH}", dir=os.path.relpath(offered.parent)))
+    url, where = f"http://127.0.0.1:{ports.web}{PATH}", os.path.relpath(offered.parent)
+    click.echo(_TRY.format(url=url, dir=where, show=_show_command(folder), sidewall=_program()))
     if with_grpc:
         _story(folder, ports).grpc_denied()
     while True:

@@ -45,10 +45,13 @@ class Answer:
 class Story:
     """Tells it with ``say``, in order. Raises StepFailed."""
 
-    def __init__(self, folder: Folder, ports: Ports, say: Say, *, unicode: bool = True, color: bool = False) -> None:
+    def __init__(
+        self, folder: Folder, ports: Ports, say: Say, *, show: str, unicode: bool = True, color: bool = False
+    ) -> None:
         self.folder = folder
         self.ports = ports
         self.say = say
+        self.show = show  # the command that shows the last trace
         self.unicode = unicode
         self.color = color
 
@@ -108,6 +111,7 @@ class Story:
 
     def picture(self) -> None:
         self._title("4. what happened in between")
+        self.say(f"$ {self.show}")
         self.say(self._soon("the trace of the last call", self._trace).rstrip())
 
     # -- gRPC ---------------------------------------------------------------------------------------------
