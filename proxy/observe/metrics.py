@@ -64,7 +64,7 @@ class Value:
 
     def __init__(self, labels: str) -> None:
         self.labels = labels  # as rendered: a="b",c="d"
-        self.value: float = 0
+        self.value: float = 0.0
 
 
 class Histogram:
@@ -255,9 +255,10 @@ class Registry:
         return self._add(Gauge(self, name, help_text, labels, self.max_series))
 
     def histogram(
-        self, name: str, help_text: str, *labels: str, bounds: tuple[float, ...] = DURATION_BOUNDS
+        self, name: str, help_text: str, *labels: str, bounds: tuple[float, ...] | None = None
     ) -> Histograms:
-        return self._add(Histograms(self, name, help_text, labels, self.max_series, bounds))
+        """``bounds``: DURATION_BOUNDS where not given."""
+        return self._add(Histograms(self, name, help_text, labels, self.max_series, bounds or DURATION_BOUNDS))
 
     def _add(self, family: _F) -> _F:
         if family.name in self._families:

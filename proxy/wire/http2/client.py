@@ -69,7 +69,7 @@ class Http2Client(Http2Engine):
             fields.append((b"content-length", b"%d" % length))
         if head.te_trailers:
             fields.append(_TE)
-        stream_id = self._last_id = self._open(fields, end_stream)
+        stream_id = self._last_id = self._lib.open(fields, end_stream)
         stream = self._streams[stream_id] = StreamState(method, True, not end_stream)
         stream.begun = True
         self.meter.opened += 1
@@ -125,7 +125,7 @@ class Http2Client(Http2Engine):
         if stream.left >= 0:
             stream.left -= len(data)
             if stream.left < 0 or (end and stream.left):
-                self._consume(stream_id, size)
+                self._lib.consume(stream_id, size)
                 self._abort(stream_id, stream)
                 return
         if end:
@@ -178,8 +178,3 @@ class Http2Client(Http2Engine):
 
     def _peer_settings(self, streams: int) -> None:
         self._peer_streams = streams
-
-    # -- the library's ------------------------------------------------------------------------------------
-
-    def _open(self, fields: Headers, end: bool) -> int:
-        raise NotImplementedError
