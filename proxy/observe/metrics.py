@@ -50,11 +50,12 @@ def _braced(labels: str) -> str:
 
 
 def _render_number(value: float) -> str:
-    if isinstance(value, int):
-        return str(value)
     if value != value or value in (float("inf"), float("-inf")):
         return {"inf": "+Inf", "-inf": "-Inf"}.get(str(value), "NaN")
-    return repr(value)
+    return str(int(value)) if float(value).is_integer() and abs(value) < _EXACT else repr(value)
+
+
+_EXACT = 2.0**53  # integers below it are exact as floats
 
 
 class Value:

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import trio
+from mypy_extensions import mypyc_attr
 
 from proxy.observe import names as n
 from proxy.observe.accesslog import Filter, JsonLines, Record, TextLines, is_failed, parse_filter
@@ -46,6 +47,7 @@ _LONG: Final = 4096  # bytes of peer-chosen text a queued record may hold
 _LAG_EVERY: Final = 1.0
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Telemetry:
     """Everything observable about one proxy process. All methods belong to the event loop's thread."""
 

@@ -8,6 +8,7 @@ from typing import Final
 from proxy.errors import MalformedRequest, MalformedResponse, UpstreamGone
 from proxy.wire.events import (
     DataReceived,
+    Field,
     Headers,
     InformationalReceived,
     RequestHead,
@@ -81,7 +82,7 @@ class Http2Client(Http2Engine):
 
     # -- what the library met -----------------------------------------------------------------------------
 
-    def _informational(self, stream_id: int, fields: Sequence[tuple[bytes, bytes]]) -> None:
+    def _informational(self, stream_id: int, fields: Sequence[Field]) -> None:
         stream = self._streams.get(stream_id)
         if stream is None or stream.told:
             return
@@ -96,7 +97,7 @@ class Http2Client(Http2Engine):
             return
         self._events.append(InformationalReceived(stream_id, head.status, head.headers))
 
-    def _response(self, stream_id: int, fields: Sequence[tuple[bytes, bytes]], end: bool) -> None:
+    def _response(self, stream_id: int, fields: Sequence[Field], end: bool) -> None:
         stream = self._streams.get(stream_id)
         if stream is None or stream.told:
             self._swallow(stream_id, stream, 0, end)
@@ -132,7 +133,7 @@ class Http2Client(Http2Engine):
             stream.theirs = False
         self._events.append(DataReceived(stream_id, data, end, size))
 
-    def _trailers(self, stream_id: int, fields: Sequence[tuple[bytes, bytes]]) -> None:
+    def _trailers(self, stream_id: int, fields: Sequence[Field]) -> None:
         stream = self._streams.get(stream_id)
         if stream is None or stream.told:
             self._swallow(stream_id, stream, 0, True)

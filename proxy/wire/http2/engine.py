@@ -17,7 +17,7 @@ latter two ``must_close`` is set: write what ``take()`` returns, and close.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import ClassVar, Final
 
 from proxy.wire.events import ConnectionEnded, Event, GoAwayReceived, Headers, PingAcknowledged
 from proxy.wire.frames import ENHANCE_YOUR_CALM, MAX_FRAME_SIZE, PROTOCOL_ERROR, FrameMeter
@@ -120,7 +120,7 @@ class Http2Engine:
     version = 20
     wants_read = True
     half_close = False
-    is_server = False
+    is_server: ClassVar[bool] = False
     _lib: Library
 
     def __init__(self, limits: WireLimits) -> None:

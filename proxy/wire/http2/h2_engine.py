@@ -195,7 +195,7 @@ class _H2(Library):
             elif not outbox.ended:
                 return False
             elif outbox.trailers is not None:
-                library.send_headers(stream_id, outbox.trailers, end_stream=True)
+                library.send_headers(stream_id, outbox.trailers, end_stream=True)  # type: ignore[arg-type]  # Field
                 del self._outboxes[stream_id]
             else:
                 library.end_stream(stream_id)
@@ -325,7 +325,7 @@ class _ServerSide(_H2):
 
     def send_head(self, stream_id: int, fields: Headers, *, end: bool, interim: bool) -> None:
         try:
-            self._library.send_headers(stream_id, fields, end_stream=end)
+            self._library.send_headers(stream_id, fields, end_stream=end)  # type: ignore[arg-type]  # Field
         except ProtocolError:  # reset meanwhile
             return
         if not end and not interim:
@@ -342,7 +342,7 @@ class _ClientSide(_H2):
 
     def open(self, fields: Headers, end: bool) -> int:
         stream_id = self._library.get_next_available_stream_id()
-        self._library.send_headers(stream_id, fields, end_stream=end)
+        self._library.send_headers(stream_id, fields, end_stream=end)  # type: ignore[arg-type]  # Field
         if not end:
             self._outboxes[stream_id] = _Outbox()
         return stream_id

@@ -119,7 +119,7 @@ class _Nghttp2(Library):
         self._session.send_data(stream_id, data, end_stream=end)
 
     def send_trailers(self, stream_id: int, headers: Headers) -> None:
-        self._session.send_trailers(stream_id, headers)
+        self._session.send_trailers(stream_id, headers)  # type: ignore[arg-type]  # Field
 
     def reset(self, stream_id: int, code: int) -> None:
         self._session.reset_stream(stream_id, code)
@@ -216,9 +216,9 @@ class _ServerSide(_Nghttp2):
 
     def send_head(self, stream_id: int, fields: Headers, *, end: bool, interim: bool) -> None:
         if interim:
-            self._session.send_informational_response(stream_id, fields)
+            self._session.send_informational_response(stream_id, fields)  # type: ignore[arg-type]  # Field
         else:
-            self._session.send_response(stream_id, fields, end_stream=end)
+            self._session.send_response(stream_id, fields, end_stream=end)  # type: ignore[arg-type]  # Field
             if not end:
                 self._session.set_stream_priority(stream_id, _IN_TURNS, ignore_client_signal=True)
 
@@ -232,7 +232,7 @@ class _ClientSide(_Nghttp2):
         self._client = engine
 
     def open(self, fields: Headers, end: bool) -> int:
-        return self._session.send_request(fields, end_stream=end)
+        return self._session.send_request(fields, end_stream=end)  # type: ignore[arg-type]  # Field
 
     def _on_response(self, event: ngh2.ResponseReceived) -> None:
         self._client._response(event.stream_id, event.headers, event.end_stream)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 from proxy.errors import MalformedRequest
 from proxy.wire.events import (
     DataReceived,
     Event,
+    Field,
     Headers,
     RequestReceived,
     RequestRefused,
@@ -41,7 +42,7 @@ _WITHOUT_BODY: Final = frozenset({204, 304})
 class Http2Server(Http2Engine):
     """Requests are numbered by their stream. ``release`` frees a place of L-8."""
 
-    is_server = True
+    is_server: ClassVar[bool] = True
 
     def __init__(self, limits: WireLimits) -> None:
         super().__init__(limits)
@@ -91,7 +92,7 @@ class Http2Server(Http2Engine):
 
     # -- what the library met -----------------------------------------------------------------------------
 
-    def _request(self, stream_id: int, fields: Sequence[tuple[bytes, bytes]], end: bool) -> None:
+    def _request(self, stream_id: int, fields: Sequence[Field], end: bool) -> None:
         self._last_peer_id = stream_id
         limits = self.limits
         busy = max(len(self._unreleased), len(self._streams))
@@ -172,7 +173,7 @@ class Http2Server(Http2Engine):
         self._offend(stream_id, stream)
         self._events.append(RequestRefused(stream_id, reason, detail, opened=True))
 
-    def _trailers(self, stream_id: int, fields: Sequence[tuple[bytes, bytes]]) -> None:
+    def _trailers(self, stream_id: int, fields: Sequence[Field]) -> None:
         stream = self._streams.get(stream_id)
         if stream is None or stream.told:
             self._swallow(stream_id, stream, 0, True)
