@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl
 import orjson
 import trio
 
-from proxy.wire.events import DataReceived, Event, RequestHead, RequestReceived, RequestRefused
+from proxy.wire.events import DataReceived, Event, Headers, RequestHead, RequestReceived, RequestRefused
 from proxy.wire.http1 import Http1Server
 from proxy.wire.limits import WireLimits
 
@@ -185,7 +185,7 @@ class _Connection:
 
     async def _write(self, stream_id: int, reply: Reply) -> None:
         pieces = reply.pieces or [reply.body]
-        headers = [
+        headers: Headers = [
             (b"content-type", reply.content_type.encode()),
             (b"cache-control", b"no-store"),
             (b"x-content-type-options", b"nosniff"),

@@ -82,12 +82,10 @@ def _take(out: Sorted, attribute: str, value: bytes) -> None:
 
 def new_request_id(rng: random.Random) -> bytes:
     """A random UUID (version 4) as text."""
-    bits = rng.getrandbits(122)
-    variant = 0x8000 | bits & 0x3FFF
-    return b"%08x-%04x-4%03x-%04x-%012x" % (
-        bits >> 90,
-        bits >> 74 & 0xFFFF,
-        bits >> 62 & 0xFFF,
-        variant,
-        bits >> 14 & 0xFFFFFFFFFFFF,
-    )
+    text = b"%032x" % rng.getrandbits(128)
+    variant = _VARIANT[text[16]]
+    return b"%b-%b-4%b-%b%b-%b" % (text[:8], text[8:12], text[13:16], variant, text[17:20], text[20:])
+
+
+# RFC 9562 4.1: the two highest bits of that digit are 10.
+_VARIANT = {digit: b"89ab"[int(chr(digit), 16) & 3 :][:1] for digit in b"0123456789abcdef"}

@@ -15,8 +15,8 @@ from benchmarks.rivals.envoy import Envoy, start_originator
 from benchmarks.rivals.haproxy import Haproxy
 from benchmarks.rivals.nginx import Nginx
 from benchmarks.rivals.rival import Rival, Setup, caller_context, get_once, new_setup
-from benchmarks.rivals.sidewall import Sidewall
+from benchmarks.rivals.sidewall import Interpreted, Sidewall
 
 __all__ = ["ALL", "Rival", "Setup", "caller_context", "get_once", "new_setup", "start_originator"]
 
-ALL: tuple[Rival, ...] = (Sidewall(), Envoy(), Haproxy(), Nginx())
+ALL: tuple[Rival, ...] = (Sidewall(), Interpreted(), Envoy(), Haproxy(), Nginx())

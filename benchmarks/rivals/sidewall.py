@@ -1,4 +1,4 @@
-"""Sidewall itself, as a user would run it."""
+"""Sidewall itself, as a user would run it: compiled, as in images and packages, and interpreted, as from pip."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks import pki
+from benchmarks import compiled, pki
 from benchmarks.rivals.rival import (
     ALLOWED_PREFIXES,
     Rival,
@@ -18,9 +18,9 @@ from benchmarks.rivals.rival import (
 )
 
 
-class Sidewall(Rival):
-    name = "sidewall"
-    note = "tracing at 1 % is on as well"
+class Interpreted(Rival):
+    name = "sidewall-py"
+    note = "the same source without compiling; tracing at 1 % is on as well"
 
     def available(self) -> str | None:
         found = importlib.util.find_spec("proxy") and importlib.util.find_spec("proxy.__main__")
@@ -86,7 +86,22 @@ class Sidewall(Rival):
         return [sys.executable, "-m", "proxy", "run", "-c", str(setup.folder / "sidewall.yaml")]
 
     def environ(self, setup: Setup) -> dict[str, str]:
-        return {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+        return {"PYTHONPATH": str(self.home())}
+
+    def home(self) -> Path:
+        """Where the packages are."""
+        return Path(__file__).resolve().parents[2]
 
     def is_ready(self, setup: Setup) -> bool:
         return admin_ready(setup.admin)
+
+
+class Sidewall(Interpreted):
+    name = "sidewall"
+    note = "the compiled build; tracing at 1 % is on as well"
+
+    def available(self) -> str | None:
+        return super().available() or compiled.missing()
+
+    def home(self) -> Path:
+        return compiled.build()

@@ -62,12 +62,12 @@ def version(short: bool, output: str) -> None:
     sidewall version
     sidewall version -o json
     """
-    from proxy.version import VERSION
+    from proxy.version import VERSION, is_compiled
 
     if short:
         click.echo(VERSION)
         return
-    found = {"sidewall": VERSION, **_versions()}
+    found = {"sidewall": VERSION, "build": "compiled" if is_compiled() else "interpreted", **_versions()}
     if output == "json":
         click.echo(json.dumps({"apiVersion": "sidewall.dev/v1", "kind": "Version", "versions": found}, indent=2))
         return

@@ -63,12 +63,10 @@ class Pool(Protocol):
         """Nothing of the exchange reached the upstream: it may be tried once more (S-32)."""
 
 
-class ClientConnection(HttpConnection):
+class ClientConnection(HttpConnection[ClientEngine]):
     """See the module's text. ``address`` and ``peer`` say where it leads."""
 
     __slots__ = ("_pinged_at", "address", "cut_at", "draining", "expires_at", "opened", "peer", "pool")
-
-    engine: ClientEngine
 
     def __init__(
         self, stream: Stream, engine: ClientEngine, pool: Pool, address: str, peer: PeerIdentity | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from proxy.net.poller import Poller
 from proxy.net.stream import HIGH_WATER, LOW_WATER, Stream
@@ -39,7 +39,10 @@ class Engine(Protocol):
     def ping(self) -> None: ...
 
 
-class HttpConnection:
+AnyEngine = TypeVar("AnyEngine", bound=Engine)
+
+
+class HttpConnection(Generic[AnyEngine]):
     """A stream with an engine. Subclasses handle events; this class moves bytes and keeps back-pressure.
 
     ``blocked`` holds the exchanges whose *other* side waits until our output has drained. ``held`` counts
@@ -60,9 +63,9 @@ class HttpConnection:
         "stream",
     )
 
-    def __init__(self, stream: Stream, engine: Engine) -> None:
+    def __init__(self, stream: Stream, engine: AnyEngine) -> None:
         self.stream = stream
-        self.engine = engine
+        self.engine: AnyEngine = engine
         self.poller: Poller = stream.poller
         self.exchanges: dict[int, Exchange] = {}
         self.blocked: set[Exchange] = set()

@@ -20,7 +20,7 @@ a cut connection after it: a truncated answer never looks complete); the caller 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from proxy.answer import ANSWERS, Answer, answer_to, render_grpc, render_http
 from proxy.errors import SidewallError
@@ -107,7 +107,7 @@ class Exchange:
         state = "finished" if self.finished else "parked" if self.client is None else "open"
         return f"<Exchange {self.head.method!r} {self.head.path!r} {state}>"
 
-    def stream_on(self, connection: HttpConnection) -> int:
+    def stream_on(self, connection: HttpConnection[Any]) -> int:
         """The stream id of this exchange on one of its two connections."""
         return self.stream_id if connection is self.server else self.up_id
 
@@ -175,7 +175,7 @@ class Exchange:
         self.client.engine.send_trailers(self.up_id, headers)
         self.client.touch()
 
-    def drained(self, connection: HttpConnection) -> None:
+    def drained(self, connection: HttpConnection[Any]) -> None:
         """Output of ``connection`` drained: let the other side send again."""
         if connection is self.server:
             size, self._held_response = self._held_response, 0

@@ -63,7 +63,7 @@ class Service(Protocol):
     def note_malformed(self, reason: str) -> None: ...
 
 
-class ServerConnection(HttpConnection):
+class ServerConnection(HttpConnection[ServerEngine]):
     """See the module's text."""
 
     __slots__ = (
@@ -81,8 +81,6 @@ class ServerConnection(HttpConnection):
         "service",
         "use",
     )
-
-    engine: ServerEngine
 
     def __init__(self, stream: Stream, engine: ServerEngine, service: Service, facts: Facts) -> None:
         super().__init__(stream, engine)

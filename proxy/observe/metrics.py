@@ -50,11 +50,12 @@ def _braced(labels: str) -> str:
 
 
 def _render_number(value: float) -> str:
-    if isinstance(value, int):
-        return str(value)
     if value != value or value in (float("inf"), float("-inf")):
         return {"inf": "+Inf", "-inf": "-Inf"}.get(str(value), "NaN")
-    return repr(value)
+    return str(int(value)) if float(value).is_integer() and abs(value) < _EXACT else repr(value)
+
+
+_EXACT = 2.0**53  # integers below it are exact as floats
 
 
 class Value:
@@ -64,7 +65,7 @@ class Value:
 
     def __init__(self, labels: str) -> None:
         self.labels = labels  # as rendered: a="b",c="d"
-        self.value: float = 0
+        self.value: float = 0.0
 
 
 class Histogram:
@@ -255,9 +256,10 @@ class Registry:
         return self._add(Gauge(self, name, help_text, labels, self.max_series))
 
     def histogram(
-        self, name: str, help_text: str, *labels: str, bounds: tuple[float, ...] = DURATION_BOUNDS
+        self, name: str, help_text: str, *labels: str, bounds: tuple[float, ...] | None = None
     ) -> Histograms:
-        return self._add(Histograms(self, name, help_text, labels, self.max_series, bounds))
+        """``bounds``: DURATION_BOUNDS where not given."""
+        return self._add(Histograms(self, name, help_text, labels, self.max_series, bounds or DURATION_BOUNDS))
 
     def _add(self, family: _F) -> _F:
         if family.name in self._families:

@@ -22,15 +22,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import trio
+from mypy_extensions import mypyc_attr
 
 from proxy.observe import names as n
-from proxy.observe.accesslog import Filter, JsonLines, Record, Sink, TextLines, is_failed, parse_filter
+from proxy.observe.accesslog import Filter, JsonLines, Record, TextLines, is_failed, parse_filter
 from proxy.observe.bindings import Bound, KnownMethods, bind, bind_decision
 from proxy.observe.instruments import Instruments
 from proxy.observe.metrics import Registry
 from proxy.observe.process import add_process_metrics
 from proxy.observe.propagation import TraceContext, start_trace
 from proxy.observe.record import ConnectionRecord, ExchangeRecord
+from proxy.observe.sink import Sink
 from proxy.observe.spans import peer_name
 from proxy.observe.tracing import Exporter, read_export_settings, read_resource, read_sampler
 from proxy.observe.writer import Writer
@@ -45,6 +47,7 @@ _LONG: Final = 4096  # bytes of peer-chosen text a queued record may hold
 _LAG_EVERY: Final = 1.0
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Telemetry:
     """Everything observable about one proxy process. All methods belong to the event loop's thread."""
 
@@ -138,7 +141,7 @@ class Telemetry:
         self._lags: deque[float] = deque([0.0], maxlen=15)
         add_process_metrics(self.registry)
         python = ".".join(map(str, sys.version_info[:3]))
-        self.instruments.build.labels(version, python, openssl).value = 1
+        self.instruments.build.labels(version, python, openssl).value = 1.0
         self.instruments.loop_lag.set_function(lambda: max(self._lags))
 
     # -- the hot path ------------------------------------------------------------------------------------
@@ -293,8 +296,8 @@ class Telemetry:
 
     def config_reloaded(self, generation: int, *, successful: bool, now: float) -> None:
         """``generation`` is the one in use after the attempt; ``now`` is the wall clock."""
-        self.instruments.generation.labels().value = generation
-        self.instruments.reload_ok.labels().value = int(successful)
+        self.instruments.generation.labels().value = float(generation)
+        self.instruments.reload_ok.labels().value = float(successful)
         if successful:
             self.instruments.reload_time.labels().value = now
 

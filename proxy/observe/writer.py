@@ -15,9 +15,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from proxy.observe.accesslog import Record, Sink, is_denied, is_failed, show_text
+from proxy.observe.accesslog import Record, is_denied, is_failed, show_text
 from proxy.observe.metrics import Counter
 from proxy.observe.record import ConnectionRecord, ExchangeRecord
+from proxy.observe.sink import Sink
 from proxy.observe.spans import Span, build_spans, decision_word, peer_name
 from proxy.observe.tracing import Budget, Exporter
 

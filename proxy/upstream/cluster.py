@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import trio
+from mypy_extensions import mypyc_attr
 
 from proxy.errors import NoHealthyEndpoint, Overflow, SidewallError
 from proxy.http.client import ClientEngine
@@ -92,6 +93,7 @@ class Endpoint:
         return sum(len(pool.all()) for pool in self.pools.values())
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Cluster:
     """See the module's text. ``credentials`` gives the current ones, or None when there is no valid SVID."""
 

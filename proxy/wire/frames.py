@@ -151,6 +151,10 @@ class FrameMeter:
     def is_inside_frame(self) -> bool:
         return bool(self._parts)
 
+    @property
+    def is_faulty(self) -> bool:
+        return self.fault is not None
+
     # -- bytes --------------------------------------------------------------------------------------------
 
     def feed(self, data: bytes, now: float) -> bytes:
@@ -173,7 +177,7 @@ class FrameMeter:
         end = self._walk(data, start, now)
         if end == len(data):
             return data
-        if self.fault is None:
+        if not self.is_faulty:
             self._keep(data[end:])
         return data[:end]
 
@@ -220,7 +224,7 @@ class FrameMeter:
                 self._judge_headers(length, flags, stream_id & _ID_BITS)
             if kind > HEADERS and self.fault is None:
                 self._judge_other(kind, flags, length, stream_id & _ID_BITS, now)
-            if self.fault is not None:
+            if self.is_faulty:
                 return place
             place = stop
         return place

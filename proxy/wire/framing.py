@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from proxy.errors import MalformedRequest
+from proxy.wire.events import Field
 from proxy.wire.limits import WireLimits
 
 _VALUE_BYTES = bytes(c for c in range(256) if c == 0x09 or (c >= 0x20 and c != 0x7F))  # RFC 9110 5.5
@@ -27,7 +28,7 @@ _KNOWN_OPTIONS = {
 }
 
 
-def check_values(fields: Sequence[tuple[bytes, bytes]], *, strict_space: bool = False) -> bool:
+def check_values(fields: Sequence[Field], *, strict_space: bool = False) -> bool:
     """True when every value is free of controls (RFC 9110 5.5) and, if asked, of white space at its ends."""
     values = [value for _, value in fields]
     if b"".join(values).translate(None, _VALUE_BYTES):
@@ -85,7 +86,7 @@ def body_length(found: dict[bytes, bytes], version: int) -> int | None:
     return None if version == 20 else 0
 
 
-def check_sizes(fields: Sequence[tuple[bytes, bytes]], limits: WireLimits) -> None:
+def check_sizes(fields: Sequence[Field], limits: WireLimits) -> None:
     """L-2 counts as RFC 9113 6.5.2 does: name, value and 32 bytes a field."""
     if len(fields) > limits.headers + _PSEUDO_HEADERS:
         refuse("too_many_headers")

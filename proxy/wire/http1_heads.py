@@ -19,7 +19,7 @@ from typing import NoReturn
 import httptools
 
 from proxy.errors import MalformedRequest
-from proxy.wire.events import Headers
+from proxy.wire.events import Field, Headers
 from proxy.wire.limits import WireLimits
 from proxy.wire.validate import METHODS, refuse_method
 
@@ -51,7 +51,7 @@ class _Fields:
     __slots__ = ("append",)
 
     def __init__(self) -> None:
-        self.append: Callable[[tuple[bytes, bytes]], None] = Headers().append
+        self.append: Callable[[Field], None] = Headers().append
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.append((name.lower(), value))

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from proxy.wire.authority import parse_authority, same_authority
-from proxy.wire.events import Headers, RequestHead
+from proxy.wire.events import Field, Headers, RequestHead
 from proxy.wire.framing import (
     NO_OPTIONS,
     OPTIONS_OF_OURS,
@@ -86,7 +86,7 @@ _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(.*)", re.DOTALL)
 
 
 def _sort_fields(
-    fields: Sequence[tuple[bytes, bytes]], version: int, drop_underscore: bool
+    fields: Sequence[Field], version: int, drop_underscore: bool
 ) -> tuple[Headers, dict[bytes, bytes]]:
     """Field list -> (end-to-end fields, those we act on by name). Names are checked, values are not."""
     headers: Headers = []
@@ -143,7 +143,7 @@ def check_request(
     scheme: bytes,
     authority: bytes,
     target: bytes,
-    fields: Sequence[tuple[bytes, bytes]],
+    fields: Sequence[Field],
     *,
     version: int,
     limits: WireLimits,
@@ -324,7 +324,7 @@ def _is_key(value: bytes) -> bool:
         return False
 
 
-def check_h2_request(fields: Sequence[tuple[bytes, bytes]], limits: WireLimits) -> RequestHead:
+def check_h2_request(fields: Sequence[Field], limits: WireLimits) -> RequestHead:
     """A decoded HTTP/2 field block -> the canonical head (S-16, S-20, L-2..L-4). Raises MalformedRequest."""
     check_sizes(fields, limits)
     pseudo: dict[bytes, bytes] = {}
@@ -360,7 +360,7 @@ _REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":authority", b":path"})
 # -- trailers --------------------------------------------------------------------------------------------
 
 
-def check_trailers(fields: Sequence[tuple[bytes, bytes]]) -> Headers:
+def check_trailers(fields: Sequence[Field]) -> Headers:
     """Trailer fields -> those that may pass (S-8, RFC 9110 6.5.1). Raises MalformedRequest for illegal bytes.
 
     What would frame, route, authenticate or name the caller is dropped in every spelling, never merged.

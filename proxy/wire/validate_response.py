@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from proxy.errors import MalformedRequest, MalformedResponse
-from proxy.wire.events import Headers, ResponseHead
+from proxy.wire.events import Field, Headers, ResponseHead
 from proxy.wire.framing import (
     NO_OPTIONS,
     OPTIONS_OF_OURS,
@@ -34,7 +34,7 @@ from proxy.wire.names import (
 
 def check_response(
     status: int,
-    fields: Sequence[tuple[bytes, bytes]],
+    fields: Sequence[Field],
     *,
     version: int,
     request_method: bytes,
@@ -49,7 +49,7 @@ def check_response(
 
 def frame_response(
     status: int,
-    fields: Sequence[tuple[bytes, bytes]],
+    fields: Sequence[Field],
     *,
     version: int,
     request_method: bytes,
@@ -64,7 +64,7 @@ def frame_response(
 
 def _frame_response(
     status: int,
-    fields: Sequence[tuple[bytes, bytes]],
+    fields: Sequence[Field],
     version: int,
     request_method: bytes,
     limits: WireLimits,
@@ -93,7 +93,7 @@ def _frame_response(
     return ResponseHead(status, headers, length=length), chunked, version != 10 and b"close" not in options
 
 
-def _sort_response(fields: Sequence[tuple[bytes, bytes]]) -> tuple[Headers, dict[bytes, bytes]]:
+def _sort_response(fields: Sequence[Field]) -> tuple[Headers, dict[bytes, bytes]]:
     """As ``_sort_fields``, but only framing may not be repeated, and "_" is no danger towards a caller."""
     headers: Headers = []
     found: dict[bytes, bytes] = {}
@@ -125,7 +125,7 @@ _STATUS = re.compile(rb"[1-5][0-9]{2}")
 
 
 def check_h2_response(
-    fields: Sequence[tuple[bytes, bytes]], *, request_method: bytes = b"", limits: WireLimits
+    fields: Sequence[Field], *, request_method: bytes = b"", limits: WireLimits
 ) -> ResponseHead:
     """A decoded HTTP/2 field block -> head; 1xx too, for the engine to tell apart. Raises MalformedResponse."""
     try:

@@ -21,6 +21,7 @@ from proxy.observe.record import ExchangeRecord
 from proxy.observe.telemetry import Telemetry
 from proxy.policy.engine import WorkloadFacts, compile_policies, permit_configured
 from proxy.wire.events import Headers, ResponseHead
+from tests.support.build import interpreted_only
 from tests.support.fake_engines import FakeServer
 from tests.support.rig import Peer, Rig, answer, request
 from tests.unit.observe.records import peer as make_peer
@@ -304,6 +305,7 @@ def test_a_swap_ends_what_is_no_longer_allowed_and_its_neighbours_go_on(make_hou
 # -- clocks ---------------------------------------------------------------------------------------------------
 
 
+@interpreted_only
 async def test_every_connection_is_looked_at_again_and_again(make_house: MakeHouse, autojump_clock: Any) -> None:
     house = make_house()
     looked: list[float] = []
@@ -373,6 +375,7 @@ async def test_a_splice_that_ends_lets_the_drain_finish(make_house: MakeHouse, a
     assert trio.current_time() == pytest.approx(5.0)
 
 
+@interpreted_only
 def test_listeners_stop_before_the_drain(make_house: MakeHouse) -> None:
     house = make_house()
     closed: list[str] = []

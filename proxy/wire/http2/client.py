@@ -8,6 +8,7 @@ from typing import Final
 from proxy.errors import MalformedRequest, MalformedResponse, UpstreamGone
 from proxy.wire.events import (
     DataReceived,
+    Field,
     Headers,
     InformationalReceived,
     RequestHead,
@@ -69,7 +70,7 @@ class Http2Client(Http2Engine):
             fields.append((b"content-length", b"%d" % length))
         if head.te_trailers:
             fields.append(_TE)
-        stream_id = self._last_id = self._open(fields, end_stream)
+        stream_id = self._last_id = self._lib.open(fields, end_stream)
         stream = self._streams[stream_id] = StreamState(method, True, not end_stream)
         stream.begun = True
         self.meter.opened += 1
@@ -81,7 +82,7 @@ class Http2Client(Http2Engine):
 
     # -- what the library met -----------------------------------------------------------------------------
 
-    def _informational(self, stream_id: int, fields: Sequence[tuple[bytes, bytes]]) -> None:
+    def _informational(self, stream_id: int, fields: Sequence[Field]) -> None:
         stream = self._streams.get(stream_id)
         if stream is None or stream.told:
             return
@@ -96,7 +97,7 @@ class Http2Client(Http2Engine):
             return
         self._events.append(InformationalReceived(stream_id, head.status, head.headers))
 
-    def _response(self, stream_id: int, fields: Sequence[tuple[bytes, bytes]], end: bool) -> None:
+    def _response(self, stream_id: int, fields: Sequence[Field], end: bool) -> None:
         stream = self._streams.get(stream_id)
         if stream is None or stream.told:
             self._swallow(stream_id, stream, 0, end)
@@ -125,14 +126,14 @@ class Http2Client(Http2Engine):
         if stream.left >= 0:
             stream.left -= len(data)
             if stream.left < 0 or (end and stream.left):
-                self._consume(stream_id, size)
+                self._lib.consume(stream_id, size)
                 self._abort(stream_id, stream)
                 return
         if end:
             stream.theirs = False
         self._events.append(DataReceived(stream_id, data, end, size))
 
-    def _trailers(self, stream_id: int, fields: Sequence[tuple[bytes, bytes]]) -> None:
+    def _trailers(self, stream_id: int, fields: Sequence[Field]) -> None:
         stream = self._streams.get(stream_id)
         if stream is None or stream.told:
             self._swallow(stream_id, stream, 0, True)
@@ -178,8 +179,3 @@ class Http2Client(Http2Engine):
 
     def _peer_settings(self, streams: int) -> None:
         self._peer_streams = streams
-
-    # -- the library's ------------------------------------------------------------------------------------
-
-    def _open(self, fields: Headers, end: bool) -> int:
-        raise NotImplementedError

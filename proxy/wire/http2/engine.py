@@ -17,7 +17,7 @@ latter two ``must_close`` is set: write what ``take()`` returns, and close.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import ClassVar, Final
 
 from proxy.wire.events import ConnectionEnded, Event, GoAwayReceived, Headers, PingAcknowledged
 from proxy.wire.frames import ENHANCE_YOUR_CALM, MAX_FRAME_SIZE, PROTOCOL_ERROR, FrameMeter
@@ -55,13 +55,73 @@ class StreamState:
         self.interim = 0  # client: 1xx answers so far
 
 
+class Library:
+    """What reads and writes frames for an engine, by one library and in one role. Written beside its engine: it uses
+    the engine's ``_written`` and ``_events`` and calls what stands there under "what the library met"."""
+
+    def start(self) -> None:
+        """Queue the preface (client) and SETTINGS, and open the connection's window."""
+        raise NotImplementedError
+
+    def read(self, whole: bytes) -> None:
+        """Give whole frames to the library and handle what it finds."""
+        raise NotImplementedError
+
+    def write(self) -> bytes:
+        """What the library has to write."""
+        raise NotImplementedError
+
+    def has_written(self, stream_id: int) -> bool:
+        """Our half of the stream has left the library."""
+        raise NotImplementedError
+
+    def queued(self, stream_id: int) -> int:
+        """Body bytes of one stream (0: of all) that wait."""
+        raise NotImplementedError
+
+    def consume(self, stream_id: int, n: int) -> None:
+        """Open the windows again by ``n`` bytes."""
+        raise NotImplementedError
+
+    def send_head(self, stream_id: int, fields: Headers, *, end: bool, interim: bool) -> None:
+        """Server: begin the answer, or an interim one."""
+        raise NotImplementedError
+
+    def open(self, fields: Headers, end: bool) -> int:
+        """Client: send a request's head; -> its stream."""
+        raise NotImplementedError
+
+    def send_data(self, stream_id: int, data: bytes, end: bool) -> None:
+        raise NotImplementedError
+
+    def send_trailers(self, stream_id: int, headers: Headers) -> None:
+        raise NotImplementedError
+
+    def reset(self, stream_id: int, code: int) -> None:
+        raise NotImplementedError
+
+    def ping(self) -> None:
+        raise NotImplementedError
+
+    def send_notice(self) -> None:
+        """Server: GOAWAY(2^31-1)."""
+        raise NotImplementedError
+
+    def send_goaway(self) -> None:
+        raise NotImplementedError
+
+    def terminate(self, code: int) -> None:
+        raise NotImplementedError
+
+
 class Http2Engine:
-    """Both roles. The methods below the last line are the library's."""
+    """Both roles. ``_lib`` is set by the engine's class, which knows the library."""
 
     version = 20
     wants_read = True
     half_close = False
-    is_server = False
+    is_server: ClassVar[bool] = False
+    _lib: Library
 
     def __init__(self, limits: WireLimits) -> None:
         self.limits = limits
@@ -80,6 +140,10 @@ class Http2Engine:
         self._is_over = False  # ConnectionEnded stands in the events
         self._told_over = False  # and was returned, or the owner ended it
 
+    def start(self) -> None:
+        """Queue what opens the connection."""
+        self._lib.start()
+
     # -- bytes --------------------------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> list[Event]:
@@ -88,7 +152,7 @@ class Http2Engine:
             meter = self.meter
             whole = meter.feed(data, self.now)
             if whole:
-                self._read(whole)
+                self._lib.read(whole)
             if meter.fault is not None:
                 self._end(meter.fault.code, meter.fault.detail)
         events, self._events = self._events, []
@@ -118,9 +182,9 @@ class Http2Engine:
     def take(self) -> bytes:
         """Everything that can be written now."""
         self.meter.acks_owed = 0
-        data = self._write()
+        data = self._lib.write()
         if self._late and not self.must_close and self._reset_late():
-            data += self._write()
+            data += self._lib.write()
         if self._written:
             data = b"".join(self._written) + data
             self._written.clear()
@@ -130,21 +194,21 @@ class Http2Engine:
 
     def _reset_late(self) -> bool:
         """RFC 9113 8.1: NO_ERROR after a complete answer asks the peer to stop sending its request."""
-        ready = [stream_id for stream_id in self._late if self._has_written(stream_id)]
+        ready = [stream_id for stream_id in self._late if self._lib.has_written(stream_id)]
         for stream_id in ready:
             self._late.remove(stream_id)
             if stream_id in self._streams:
-                self._reset(stream_id, NO_ERROR)
+                self._lib.reset(stream_id, NO_ERROR)
         return bool(ready)
 
     def acknowledge(self, stream_id: int, n: int) -> None:
         """The other side took ``n`` bytes of ``DataReceived.size``: open the windows again."""
         if n and not self.must_close:
-            self._consume(stream_id, n)
+            self._lib.consume(stream_id, n)
 
     def queued(self, stream_id: int) -> int:
         """Body bytes of one stream (0: of all) that ``take`` has not returned."""
-        waiting = self._queued(stream_id)
+        waiting = self._lib.queued(stream_id)
         return waiting + sum(map(len, self._written)) if self._written else waiting
 
     @property
@@ -168,7 +232,7 @@ class Http2Engine:
         if stream is None or not (stream.ours and stream.begun) or self.must_close:
             return
         self.meter.data_sent += 1 + len(data) // MAX_FRAME_SIZE
-        self._send_data(stream_id, data, end_stream)
+        self._lib.send_data(stream_id, data, end_stream)
         if end_stream:
             self._end_ours(stream_id, stream)
 
@@ -178,9 +242,9 @@ class Http2Engine:
         if stream is None or not (stream.ours and stream.begun) or self.must_close:
             return
         if headers:
-            self._send_trailers(stream_id, headers)
+            self._lib.send_trailers(stream_id, headers)
         else:  # RFC 9113 8.1: an empty trailer section is only END_STREAM
-            self._send_data(stream_id, b"", True)
+            self._lib.send_data(stream_id, b"", True)
         self._end_ours(stream_id, stream)
 
     def _end_ours(self, stream_id: int, stream: StreamState) -> None:
@@ -199,24 +263,24 @@ class Http2Engine:
                 self._late.append(stream_id)
             return
         stream.ours = False
-        self._reset(stream_id, code)
+        self._lib.reset(stream_id, code)
 
     def ping(self) -> None:
         if not self.must_close:
             self._pings += 1
-            self._ping()
+            self._lib.ping()
 
     def fail(self, code: int, reason: str) -> None:
         """End the connection with GOAWAY(``code``); the owner knows why."""
         if not self.must_close:
             self.must_close = self._is_over = self._told_over = True
-            self._terminate(code)
+            self._lib.terminate(code)
 
     def finish(self) -> None:
         """GOAWAY with the last stream that will be processed; what is open goes on to its end."""
         if not self.must_close and not self._final:
             self._closing = self._final = True
-            self._send_goaway()
+            self._lib.send_goaway()
 
     # -- what the library met -------------------------------------------------------------------------------
 
@@ -224,7 +288,7 @@ class Http2Engine:
         """No more events of this stream; what was held back returns to the window."""
         stream.told = True
         if stream.held_size:
-            self._consume(stream_id, stream.held_size)
+            self._lib.consume(stream_id, stream.held_size)
             stream.held, stream.held_size = None, 0
 
     def _swallow(self, stream_id: int, stream: StreamState | None, size: int, end: bool) -> None:
@@ -232,7 +296,7 @@ class Http2Engine:
         if stream is not None and end:
             stream.theirs = False
         if size:
-            self._consume(stream_id, size)
+            self._lib.consume(stream_id, size)
 
     def _release_held(self, stream: StreamState, data: bytes, size: int) -> tuple[bytes, int]:
         held = stream.held or []
@@ -244,7 +308,7 @@ class Http2Engine:
         """The peer broke a rule on one stream: reset it, and remember."""
         self._forget(stream_id, stream)
         stream.ours = False
-        self._reset(stream_id, code)
+        self._lib.reset(stream_id, code)
         self._count_offence()
 
     def _count_offence(self) -> None:
@@ -266,7 +330,7 @@ class Http2Engine:
         """The connection cannot go on: say so to the peer and to the owner."""
         if not self.must_close:
             self.must_close = True
-            self._terminate(code)
+            self._lib.terminate(code)
             self._report_end(code, detail)
 
     def _report_end(self, code: int, detail: str) -> None:
@@ -274,43 +338,7 @@ class Http2Engine:
         reason = "flood" if code == ENHANCE_YOUR_CALM else "frame_error"
         self._events.append(ConnectionEnded(reason, detail))
 
-    # -- the library's ------------------------------------------------------------------------------------
-
-    def _read(self, whole: bytes) -> None:
-        """Give whole frames to the library and handle what it finds."""
-        raise NotImplementedError
-
-    def _write(self) -> bytes:
-        """What the library has to write."""
-        raise NotImplementedError
-
-    def _has_written(self, stream_id: int) -> bool:
-        """Our half of the stream has left the library."""
-        raise NotImplementedError
-
-    def _queued(self, stream_id: int) -> int:
-        raise NotImplementedError
-
-    def _consume(self, stream_id: int, n: int) -> None:
-        raise NotImplementedError
-
-    def _send_data(self, stream_id: int, data: bytes, end: bool) -> None:
-        raise NotImplementedError
-
-    def _send_trailers(self, stream_id: int, headers: Headers) -> None:
-        raise NotImplementedError
-
-    def _reset(self, stream_id: int, code: int) -> None:
-        raise NotImplementedError
-
-    def _ping(self) -> None:
-        raise NotImplementedError
-
-    def _send_goaway(self) -> None:
-        raise NotImplementedError
-
-    def _terminate(self, code: int) -> None:
-        raise NotImplementedError
+    # -- the role's ---------------------------------------------------------------------------------------
 
     def _stream_closed(self, stream_id: int, code: int) -> None:
         """The role's: the library has forgotten a stream."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from h2 import events as h2_events
 from h2.config import H2Configuration
@@ -44,6 +44,7 @@ from proxy.wire.http2.engine import (
     NO_ERROR,
     REFUSED_STREAM,
     Http2Engine,
+    Library,
     announce,
     settings_of,
 )
@@ -80,15 +81,16 @@ class _Outbox:
         self.trailers: Headers | None = None
 
 
-class _H2(Http2Engine):
-    """The library's side of both roles."""
+class _H2(Library):
+    """Both roles. ``_on`` is the role's table from event to method."""
 
-    _on: dict[type[h2_events.Event], Callable[[Any, Any], None]]
+    _on: ClassVar[dict[type[h2_events.Event], Callable[[Any, Any], None]]] = {}
 
-    def __init__(self, limits: WireLimits) -> None:
-        super().__init__(limits)
+    def __init__(self, engine: Http2Engine) -> None:
+        self._engine = engine
+        self.limits = engine.limits
         configuration = H2Configuration(
-            client_side=not self.is_server,
+            client_side=not engine.is_server,
             header_encoding=None,
             validate_inbound_headers=False,
             normalize_inbound_headers=False,
@@ -98,33 +100,32 @@ class _H2(Http2Engine):
         self._library = _Connection(configuration)
         self._outboxes: dict[int, _Outbox] = {}
         self._unread: dict[int, int] = {}  # bytes per stream that were reported and not given back
-        self._preface_seen = not self.is_server
+        self._preface_seen = not engine.is_server
 
     def start(self) -> None:
-        """Queue the preface (client) and SETTINGS, and open the connection's window."""
         library, limits = self._library, self.limits
-        settings = settings_of(limits, server=self.is_server)
+        settings = settings_of(limits, server=self._engine.is_server)
         library.local_settings = Settings(
-            client=not self.is_server,
+            client=not self._engine.is_server,
             initial_values=settings,  # type: ignore[arg-type]  # numbers serve for SettingCodes
         )
         library.initiate_connection()
         library.decoder.max_header_list_size = 2 * limits.head  # a little beyond L-2, which is answered with 431
         library.decoder.max_allowed_table_size = limits.hpack_table
         more = limits.connection_window - _DEFAULT_WINDOW
-        self._written.append(announce(library.data_to_send(), limits))
+        self._engine._written.append(announce(library.data_to_send(), limits))
         if more > 0:
             library.increment_flow_control_window(more)
 
     # -- bytes --------------------------------------------------------------------------------------------
 
-    def _read(self, whole: bytes) -> None:
+    def read(self, whole: bytes) -> None:
         place = 0
         if not self._preface_seen:
             self._preface_seen = True
             place = len(PREFACE)
             self._library.receive_data(PREFACE)
-        while place < len(whole) and not self.must_close:
+        while place < len(whole) and not self._engine.must_close:
             stop = place + 9 + int.from_bytes(whole[place : place + 3], "big")
             self._read_frame(whole[place:stop])
             place = stop
@@ -150,31 +151,32 @@ class _H2(Http2Engine):
             code = ENHANCE_YOUR_CALM
         elif isinstance(error.__cause__, HPACKError):
             code = COMPRESSION_ERROR
-        self.must_close = True
+        self._engine.must_close = True
         written = self._library.data_to_send()
-        self._written.append(written[:-4] + code.to_bytes(4, "big"))  # GOAWAY came last, its code comes last in it
-        self._report_end(code, str(error))
+        # GOAWAY came last, its code comes last in it.
+        self._engine._written.append(written[:-4] + code.to_bytes(4, "big"))
+        self._engine._report_end(code, str(error))
 
     def _read_goaway(self, frame: bytes) -> None:
         if len(frame) < 17 or frame[5:9] != b"\0\0\0\0":
             code = FRAME_SIZE_ERROR if len(frame) < 17 else PROTOCOL_ERROR
-            self._end(code, "malformed GOAWAY")
+            self._engine._end(code, "malformed GOAWAY")
             return
         last = int.from_bytes(frame[9:13], "big") & LAST_STREAM_ID
-        self._goaway(last, int.from_bytes(frame[13:17], "big"))
-        if not self.is_server:
-            for stream_id in [key for key in self._streams if key > last]:
+        self._engine._goaway(last, int.from_bytes(frame[13:17], "big"))
+        if not self._engine.is_server:
+            for stream_id in [key for key in self._engine._streams if key > last]:
                 self._outboxes.pop(stream_id, None)
-                self._stream_closed(stream_id, REFUSED_STREAM)
+                self._engine._stream_closed(stream_id, REFUSED_STREAM)
 
-    def _write(self) -> bytes:
-        if not self.must_close:
+    def write(self) -> bytes:
+        if not self._engine.must_close:
             while self._send_round():
                 pass
-            over = [key for key, stream in self._streams.items() if not (stream.theirs or stream.ours)]
+            over = [key for key, stream in self._engine._streams.items() if not (stream.theirs or stream.ours)]
             for stream_id in over:
                 if stream_id not in self._outboxes:
-                    self._stream_closed(stream_id, NO_ERROR)
+                    self._engine._stream_closed(stream_id, NO_ERROR)
         return self._library.data_to_send()
 
     def _send_round(self) -> bool:
@@ -193,7 +195,7 @@ class _H2(Http2Engine):
             elif not outbox.ended:
                 return False
             elif outbox.trailers is not None:
-                library.send_headers(stream_id, outbox.trailers, end_stream=True)
+                library.send_headers(stream_id, outbox.trailers, end_stream=True)  # type: ignore[arg-type]  # Field
                 del self._outboxes[stream_id]
             else:
                 library.end_stream(stream_id)
@@ -216,7 +218,7 @@ class _H2(Http2Engine):
 
     # -- sending ------------------------------------------------------------------------------------------
 
-    def _send_data(self, stream_id: int, data: bytes, end: bool) -> None:
+    def send_data(self, stream_id: int, data: bytes, end: bool) -> None:
         outbox = self._outboxes.get(stream_id)
         if outbox is None:
             return
@@ -225,40 +227,40 @@ class _H2(Http2Engine):
             outbox.size += len(data)
         outbox.ended = outbox.ended or end
 
-    def _send_trailers(self, stream_id: int, headers: Headers) -> None:
+    def send_trailers(self, stream_id: int, headers: Headers) -> None:
         outbox = self._outboxes.get(stream_id)
         if outbox is not None:
             outbox.ended = True
             outbox.trailers = headers
 
-    def _reset(self, stream_id: int, code: int) -> None:
+    def reset(self, stream_id: int, code: int) -> None:
         self._outboxes.pop(stream_id, None)
-        stream = self._streams[stream_id]
+        stream = self._engine._streams[stream_id]
         stream.ours = stream.theirs = False
         try:
             self._library.reset_stream(stream_id, code)
         except ProtocolError:  # closed already
             pass
 
-    def _ping(self) -> None:
+    def ping(self) -> None:
         self._library.ping(_PING)
 
-    def _send_goaway(self) -> None:
-        self._written.append(self._library.data_to_send() + render_goaway(self._last_peer_id, NO_ERROR))
+    def send_goaway(self) -> None:
+        self.terminate(NO_ERROR)
 
-    def _terminate(self, code: int) -> None:
-        self._written.append(self._library.data_to_send() + render_goaway(self._last_peer_id, code))
+    def terminate(self, code: int) -> None:
+        self._engine._written.append(self._library.data_to_send() + render_goaway(self._engine._last_peer_id, code))
 
-    def _queued(self, stream_id: int) -> int:
+    def queued(self, stream_id: int) -> int:
         if not stream_id:
             return sum(outbox.size for outbox in self._outboxes.values())
         outbox = self._outboxes.get(stream_id)
         return 0 if outbox is None else outbox.size
 
-    def _has_written(self, stream_id: int) -> bool:
+    def has_written(self, stream_id: int) -> bool:
         return stream_id not in self._outboxes
 
-    def _consume(self, stream_id: int, n: int) -> None:
+    def consume(self, stream_id: int, n: int) -> None:
         unread = self._unread.get(stream_id, 0)
         n = min(n, unread)  # h2 would open the window twice
         if n:
@@ -274,21 +276,21 @@ class _H2(Http2Engine):
         stream_id, size = event.stream_id, event.flow_controlled_length or 0
         if size:
             self._unread[stream_id] = self._unread.get(stream_id, 0) + size
-        self._data(stream_id, bytes(event.data or b""), size, event.stream_ended is not None)
+        self._engine._data(stream_id, bytes(event.data or b""), size, event.stream_ended is not None)
 
     def _on_window(self, event: h2_events.WindowUpdated) -> None:
         if self._outboxes:
-            self._events.append(StreamDrained(event.stream_id or 0))
+            self._engine._events.append(StreamDrained(event.stream_id or 0))
 
     def _on_settings(self, event: h2_events.RemoteSettingsChanged) -> None:
         encoder = self._library.encoder
         if encoder.header_table_size > self.limits.hpack_table:  # L-16: our memory, the peer's wish
             encoder.header_table_size = self.limits.hpack_table
         if SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings and self._outboxes:
-            self._events.append(StreamDrained(0))
+            self._engine._events.append(StreamDrained(0))
 
     def _on_pong(self, event: h2_events.PingAckReceived) -> None:
-        self._pong()
+        self._engine._pong()
 
     def _on_settings_acknowledged(self, event: h2_events.SettingsAcknowledged) -> None:
         self._library.decoder.max_header_list_size = 2 * self.limits.head
@@ -303,83 +305,103 @@ _BOTH: Final[dict[type[h2_events.Event], Callable[[Any, Any], None]]] = {
 }
 
 
-class H2Server(Http2Server, _H2):
-    """The second server engine."""
+class _ServerSide(_H2):
+    def __init__(self, engine: Http2Server) -> None:
+        super().__init__(engine)
+        self._server = engine
 
     def _on_request(self, event: h2_events.RequestReceived) -> None:
         stream_id, end = event.stream_id, event.stream_ended is not None
-        if self._final and stream_id > self._last_peer_id:  # RFC 9113 6.8: after the last GOAWAY, ignored
-            self._refuse(stream_id, end)
+        if self._server._final and stream_id > self._server._last_peer_id:  # RFC 9113 6.8: ignored from now on
+            self._server._refuse(stream_id, end)
             return
-        self._request(stream_id, event.headers or [], end)
+        self._server._request(stream_id, event.headers or [], end)
 
     def _on_trailers(self, event: h2_events.TrailersReceived) -> None:
-        self._trailers(event.stream_id, event.headers or [])
+        self._server._trailers(event.stream_id, event.headers or [])
 
     def _on_reset(self, event: h2_events.StreamReset) -> None:
-        _reset_received(self, event)
+        _reset_received(self, self._server, event)
 
-    def _send_head(self, stream_id: int, fields: Headers, *, end: bool, interim: bool) -> None:
+    def send_head(self, stream_id: int, fields: Headers, *, end: bool, interim: bool) -> None:
         try:
-            self._library.send_headers(stream_id, fields, end_stream=end)
+            self._library.send_headers(stream_id, fields, end_stream=end)  # type: ignore[arg-type]  # Field
         except ProtocolError:  # reset meanwhile
             return
         if not end and not interim:
             self._outboxes[stream_id] = _Outbox()
 
-    def _send_notice(self) -> None:
-        self._written.append(self._library.data_to_send() + render_goaway(LAST_STREAM_ID, NO_ERROR))
+    def send_notice(self) -> None:
+        self._engine._written.append(self._library.data_to_send() + render_goaway(LAST_STREAM_ID, NO_ERROR))
 
 
-class H2Client(Http2Client, _H2):
-    """The second client engine."""
+class _ClientSide(_H2):
+    def __init__(self, engine: Http2Client) -> None:
+        super().__init__(engine)
+        self._client = engine
 
-    def _open(self, fields: Headers, end: bool) -> int:
+    def open(self, fields: Headers, end: bool) -> int:
         stream_id = self._library.get_next_available_stream_id()
-        self._library.send_headers(stream_id, fields, end_stream=end)
+        self._library.send_headers(stream_id, fields, end_stream=end)  # type: ignore[arg-type]  # Field
         if not end:
             self._outboxes[stream_id] = _Outbox()
         return stream_id
 
     def _on_response(self, event: h2_events.ResponseReceived) -> None:
-        self._response(event.stream_id, event.headers or [], event.stream_ended is not None)
+        self._client._response(event.stream_id, event.headers or [], event.stream_ended is not None)
 
     def _on_informational(self, event: h2_events.InformationalResponseReceived) -> None:
-        self._informational(event.stream_id, event.headers or [])
+        self._client._informational(event.stream_id, event.headers or [])
 
     def _on_trailers(self, event: h2_events.TrailersReceived) -> None:
-        self._trailers(event.stream_id, event.headers or [])
+        self._client._trailers(event.stream_id, event.headers or [])
 
     def _on_reset(self, event: h2_events.StreamReset) -> None:
-        _reset_received(self, event)
+        _reset_received(self, self._client, event)
 
-    def _on_settings(self, event: h2_events.RemoteSettingsChanged) -> None:
-        super()._on_settings(event)
+    def _on_client_settings(self, event: h2_events.RemoteSettingsChanged) -> None:
+        self._on_settings(event)
         changed = event.changed_settings.get(MAX_CONCURRENT_STREAMS)
         if changed is not None:
-            self._peer_settings(changed.new_value)
+            self._client._peer_settings(changed.new_value)
 
 
-def _reset_received(engine: H2Server | H2Client, event: h2_events.StreamReset) -> None:
+def _reset_received(side: _H2, engine: Http2Server | Http2Client, event: h2_events.StreamReset) -> None:
     stream_id, code = event.stream_id, int(event.error_code or 0)
-    engine._outboxes.pop(stream_id, None)
+    side._outboxes.pop(stream_id, None)
     if event.remote_reset:
         engine._peer_reset(stream_id, code)
     else:  # h2 reset it
         engine._stream_closed(stream_id, code)
 
 
-H2Server._on = {
+_ServerSide._on = {
     **_BOTH,
-    h2_events.RequestReceived: H2Server._on_request,
-    h2_events.TrailersReceived: H2Server._on_trailers,
-    h2_events.StreamReset: H2Server._on_reset,
+    h2_events.RequestReceived: _ServerSide._on_request,
+    h2_events.TrailersReceived: _ServerSide._on_trailers,
+    h2_events.StreamReset: _ServerSide._on_reset,
 }
-H2Client._on = {
+_ClientSide._on = {
     **_BOTH,
-    h2_events.ResponseReceived: H2Client._on_response,
-    h2_events.InformationalResponseReceived: H2Client._on_informational,
-    h2_events.TrailersReceived: H2Client._on_trailers,
-    h2_events.StreamReset: H2Client._on_reset,
-    h2_events.RemoteSettingsChanged: H2Client._on_settings,
+    h2_events.ResponseReceived: _ClientSide._on_response,
+    h2_events.InformationalResponseReceived: _ClientSide._on_informational,
+    h2_events.TrailersReceived: _ClientSide._on_trailers,
+    h2_events.StreamReset: _ClientSide._on_reset,
+    h2_events.RemoteSettingsChanged: _ClientSide._on_client_settings,
 }
+
+
+class H2Server(Http2Server):
+    """The second server engine."""
+
+    def __init__(self, limits: WireLimits) -> None:
+        super().__init__(limits)
+        self._lib = _ServerSide(self)
+
+
+class H2Client(Http2Client):
+    """The second client engine."""
+
+    def __init__(self, limits: WireLimits) -> None:
+        super().__init__(limits)
+        self._lib = _ClientSide(self)

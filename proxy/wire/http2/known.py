@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from proxy.wire.events import Headers, ResponseHead
+from proxy.wire.events import Field, Headers, ResponseHead
 from proxy.wire.framing import check_sizes
 from proxy.wire.limits import WireLimits
 from proxy.wire.validate import check_h2_response, check_trailers
@@ -18,12 +18,12 @@ _MOST_FIELDS = 4
 _MOST_BYTES = 512
 _MOST_KNOWN = 512
 _LEAST_HEAD = 1024  # below such limits nothing is taken as known
-_Fields = Sequence[tuple[bytes, bytes]]
-_responses: dict[tuple[tuple[bytes, bytes], ...], tuple[int, Headers, int | None]] = {}
-_trailers: dict[tuple[tuple[bytes, bytes], ...], Headers] = {}
+_Fields = Sequence[Field]
+_responses: dict[tuple[Field, ...], tuple[int, Headers, int | None]] = {}
+_trailers: dict[tuple[Field, ...], Headers] = {}
 
 
-def _key(fields: _Fields, limits: WireLimits) -> tuple[tuple[bytes, bytes], ...] | None:
+def _key(fields: _Fields, limits: WireLimits) -> tuple[Field, ...] | None:
     if len(fields) > _MOST_FIELDS or limits.head < _LEAST_HEAD or limits.header < _MOST_BYTES:
         return None
     for field in fields:

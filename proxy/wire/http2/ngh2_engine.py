@@ -15,7 +15,7 @@ What is not plain about the library:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import ngh2
 
@@ -28,6 +28,7 @@ from proxy.wire.http2.engine import (
     NO_ERROR,
     PSEUDO_HEADERS,
     Http2Engine,
+    Library,
     announce,
     settings_of,
 )
@@ -53,98 +54,97 @@ def _configuration(limits: WireLimits) -> ngh2.Configuration:
     )
 
 
-class _Nghttp2(Http2Engine):
-    """The library's side of both roles."""
+class _Nghttp2(Library):
+    """Both roles. ``_on`` is the role's table from event to method."""
 
-    _role: ngh2.Role
-    _on: dict[type[ngh2.Event], Callable[[Any, Any], None]]
+    _on: ClassVar[dict[type[ngh2.Event], Callable[[Any, Any], None]]] = {}
 
-    def __init__(self, limits: WireLimits) -> None:
-        super().__init__(limits)
-        self._library = ngh2.Connection(self._role, _configuration(limits))
+    def __init__(self, engine: Http2Engine, role: ngh2.Role) -> None:
+        self._engine = engine
+        self._session = ngh2.Connection(role, _configuration(engine.limits))
         self._deleted = False  # the library's session
 
     def start(self) -> None:
-        """Queue the preface (client) and SETTINGS, and open the connection's window."""
-        self._library.initiate_connection(settings_of(self.limits, server=self.is_server))
-        self._written.append(announce(self._library.data_to_send(), self.limits))
-        self._library.set_local_window_size(self.limits.connection_window)
+        engine, session = self._engine, self._session
+        session.initiate_connection(settings_of(engine.limits, server=engine.is_server))
+        engine._written.append(announce(session.data_to_send(), engine.limits))
+        session.set_local_window_size(engine.limits.connection_window)
 
     # -- bytes --------------------------------------------------------------------------------------------
 
-    def _read(self, whole: bytes) -> None:
-        library = self._library
+    def read(self, whole: bytes) -> None:
+        session, engine, on = self._session, self._engine, self._on
         try:
-            library.receive_data(whole)
+            session.receive_data(whole)
         except ngh2.NGH2Error as error:
-            for event in library.events():  # what came before the error
-                self._on[type(event)](self, event)
+            for event in session.events():  # what came before the error
+                on[type(event)](self, event)
             self._lose(error)
             return
-        on = self._on
-        for event in library.events():
+        for event in session.events():
             on[type(event)](self, event)
-        if not self.must_close and library.want_write and not self._written:
-            self._written.append(self._write())
+        if not engine.must_close and session.want_write and not engine._written:
+            engine._written.append(self.write())
 
-    def _write(self) -> bytes:
+    def write(self) -> bytes:
         if self._deleted:
             return b""
         try:
-            data = self._library.data_to_send()
+            data = self._session.data_to_send()
         except ngh2.NGH2Error as error:
             self._lose(error)
             return b""
         on = self._on
-        for event in self._library.events():
+        for event in self._session.events():
             on[type(event)](self, event)
         return data
 
     def _lose(self, error: ngh2.NGH2Error) -> None:
         self._deleted = True
-        if not self.must_close:
-            self.must_close = True
+        engine = self._engine
+        if not engine.must_close:
+            engine.must_close = True
             flood = isinstance(error, ngh2.DenialOfServiceError)
             code = ENHANCE_YOUR_CALM if flood else PROTOCOL_ERROR
-            self._written.append(render_goaway(self._last_peer_id, code))
-            self._report_end(code, str(error))
+            engine._written.append(render_goaway(engine._last_peer_id, code))
+            engine._report_end(code, str(error))
 
-    def _terminate(self, code: int) -> None:
+    def terminate(self, code: int) -> None:
         if not self._deleted:
-            self._library.terminate_connection(code)
+            self._session.terminate_connection(code)
 
     # -- sending ------------------------------------------------------------------------------------------
 
-    def _send_data(self, stream_id: int, data: bytes, end: bool) -> None:
-        self._library.send_data(stream_id, data, end_stream=end)
+    def send_data(self, stream_id: int, data: bytes, end: bool) -> None:
+        self._session.send_data(stream_id, data, end_stream=end)
 
-    def _send_trailers(self, stream_id: int, headers: Headers) -> None:
-        self._library.send_trailers(stream_id, headers)
+    def send_trailers(self, stream_id: int, headers: Headers) -> None:
+        self._session.send_trailers(stream_id, headers)  # type: ignore[arg-type]  # Field
 
-    def _reset(self, stream_id: int, code: int) -> None:
-        self._library.reset_stream(stream_id, code)
+    def reset(self, stream_id: int, code: int) -> None:
+        self._session.reset_stream(stream_id, code)
 
-    def _ping(self) -> None:
-        self._library.ping()
+    def ping(self) -> None:
+        self._session.ping()
 
-    def _send_goaway(self) -> None:
-        self._library.send_goaway(NO_ERROR)
+    def send_goaway(self) -> None:
+        self._session.send_goaway(NO_ERROR)
 
-    def _queued(self, stream_id: int) -> int:
-        return self._library.queued_body_size(stream_id or None)
+    def queued(self, stream_id: int) -> int:
+        return self._session.queued_body_size(stream_id or None)
 
-    def _has_written(self, stream_id: int) -> bool:
-        library = self._library
-        if library.queued_body_size(stream_id):
+    def has_written(self, stream_id: int) -> bool:
+        session = self._session
+        if session.queued_body_size(stream_id):
             return False
         try:  # an END_STREAM without data waits for the window, too
-            return library.remote_window_size > 0 and library.stream_remote_window_size(stream_id) > 0
+            return session.remote_window_size > 0 and session.stream_remote_window_size(stream_id) > 0
         except ngh2.StreamUnavailableError:
             return True
 
-    def _consume(self, stream_id: int, n: int) -> None:
+    def consume(self, stream_id: int, n: int) -> None:
         try:
-            self._library.acknowledge_received_data(n, stream_id)
+            self._session.acknowledge_received_data(n, stream_id)
         except (ngh2.NGH2Error, ValueError):  # given back before, or the session has ended
             pass
 
@@ -152,29 +152,33 @@ class _Nghttp2(Http2Engine):
 
     def _on_data(self, event: ngh2.DataReceived) -> None:
         data = event.data  # padding was consumed by the library
-        self._data(event.stream_id, data, len(data), event.end_stream)
+        self._engine._data(event.stream_id, data, len(data), event.end_stream)
 
     def _on_window(self, event: ngh2.WindowUpdated) -> None:
-        if self._library.queued_body_size():
-            self._events.append(StreamDrained(event.stream_id))
+        if self._session.queued_body_size():
+            self._engine._events.append(StreamDrained(event.stream_id))
 
     def _on_settings(self, event: ngh2.SettingsReceived) -> None:
-        if INITIAL_WINDOW_SIZE in event.settings and self._library.queued_body_size():
-            self._events.append(StreamDrained(0))
+        if INITIAL_WINDOW_SIZE in event.settings and self._session.queued_body_size():
+            self._engine._events.append(StreamDrained(0))
 
     def _on_goaway(self, event: ngh2.GoAwayReceived) -> None:
-        self._goaway(event.last_stream_id, event.error_code)
+        self._engine._goaway(event.last_stream_id, event.error_code)
 
     def _on_pong(self, event: ngh2.PingAcknowledged) -> None:
-        self._pong()
+        self._engine._pong()
+
+    def _on_closed(self, event: ngh2.StreamClosed) -> None:
+        self._engine._stream_closed(event.stream_id, event.error_code)
 
     def _on_connection_closed(self, event: ngh2.ConnectionClosed) -> None:
         """Nothing more to read or write: after our GOAWAY for an error, or after a graceful end."""
-        if self.must_close:
+        engine = self._engine
+        if engine.must_close:
             return
-        self.must_close = True
-        if event.error_code != NO_ERROR and not self._gone_away:
-            self._report_end(event.error_code, f"GOAWAY {event.error_code:#x}")
+        engine.must_close = True
+        if event.error_code != NO_ERROR and not engine._gone_away:
+            engine._report_end(event.error_code, f"GOAWAY {event.error_code:#x}")
 
     def _ignore(self, event: ngh2.Event) -> None:
         pass
@@ -182,6 +186,7 @@ class _Nghttp2(Http2Engine):
 
 _BOTH: Final[dict[type[ngh2.Event], Callable[[Any, Any], None]]] = {
     ngh2.DataReceived: _Nghttp2._on_data,
+    ngh2.StreamClosed: _Nghttp2._on_closed,
     ngh2.WindowUpdated: _Nghttp2._on_window,
     ngh2.SettingsReceived: _Nghttp2._on_settings,
     ngh2.GoAwayReceived: _Nghttp2._on_goaway,
@@ -195,79 +200,87 @@ _BOTH: Final[dict[type[ngh2.Event], Callable[[Any, Any], None]]] = {
 }
 
 
-class NgServer(Http2Server, _Nghttp2):
-    """The default server engine."""
-
-    _role = ngh2.Role.SERVER
+class _ServerSide(_Nghttp2):
+    def __init__(self, engine: Http2Server) -> None:
+        super().__init__(engine, ngh2.Role.SERVER)
+        self._server = engine
 
     def _on_request(self, event: ngh2.RequestReceived) -> None:
-        self._request(event.stream_id, event.headers, event.end_stream)
+        self._server._request(event.stream_id, event.headers, event.end_stream)
 
     def _on_trailers(self, event: ngh2.TrailersReceived) -> None:
-        self._trailers(event.stream_id, event.headers)
+        self._server._trailers(event.stream_id, event.headers)
 
     def _on_reset(self, event: ngh2.StreamReset) -> None:
-        self._peer_reset(event.stream_id, event.error_code)
+        self._server._peer_reset(event.stream_id, event.error_code)
 
-    def _on_closed(self, event: ngh2.StreamClosed) -> None:
-        self._stream_closed(event.stream_id, event.error_code)
-
-    def _send_head(self, stream_id: int, fields: Headers, *, end: bool, interim: bool) -> None:
+    def send_head(self, stream_id: int, fields: Headers, *, end: bool, interim: bool) -> None:
         if interim:
-            self._library.send_informational_response(stream_id, fields)
+            self._session.send_informational_response(stream_id, fields)  # type: ignore[arg-type]  # Field
         else:
-            self._library.send_response(stream_id, fields, end_stream=end)
+            self._session.send_response(stream_id, fields, end_stream=end)  # type: ignore[arg-type]  # Field
             if not end:
-                self._library.set_stream_priority(stream_id, _IN_TURNS, ignore_client_signal=True)
+                self._session.set_stream_priority(stream_id, _IN_TURNS, ignore_client_signal=True)
 
-    def _send_notice(self) -> None:
-        self._library.send_shutdown_notice()
+    def send_notice(self) -> None:
+        self._session.send_shutdown_notice()
 
 
-class NgClient(Http2Client, _Nghttp2):
-    """The default client engine."""
+class _ClientSide(_Nghttp2):
+    def __init__(self, engine: Http2Client) -> None:
+        super().__init__(engine, ngh2.Role.CLIENT)
+        self._client = engine
 
-    _role = ngh2.Role.CLIENT
-
-    def _open(self, fields: Headers, end: bool) -> int:
-        return self._library.send_request(fields, end_stream=end)
+    def open(self, fields: Headers, end: bool) -> int:
+        return self._session.send_request(fields, end_stream=end)  # type: ignore[arg-type]  # Field
 
     def _on_response(self, event: ngh2.ResponseReceived) -> None:
-        self._response(event.stream_id, event.headers, event.end_stream)
+        self._client._response(event.stream_id, event.headers, event.end_stream)
 
     def _on_informational(self, event: ngh2.InformationalResponseReceived) -> None:
-        self._informational(event.stream_id, event.headers)
+        self._client._informational(event.stream_id, event.headers)
 
     def _on_trailers(self, event: ngh2.TrailersReceived) -> None:
-        self._trailers(event.stream_id, event.headers)
+        self._client._trailers(event.stream_id, event.headers)
 
     def _on_reset(self, event: ngh2.StreamReset) -> None:
-        self._peer_reset(event.stream_id, event.error_code)
+        self._client._peer_reset(event.stream_id, event.error_code)
 
-    def _on_closed(self, event: ngh2.StreamClosed) -> None:
-        self._stream_closed(event.stream_id, event.error_code)
-
-    def _on_settings(self, event: ngh2.SettingsReceived) -> None:
-        super()._on_settings(event)
+    def _on_client_settings(self, event: ngh2.SettingsReceived) -> None:
+        self._on_settings(event)
         streams = event.settings.get(MAX_CONCURRENT_STREAMS)
         if streams is not None:
-            self._peer_settings(streams)
+            self._client._peer_settings(streams)
 
 
-NgServer._on = {
+_ServerSide._on = {
     **_BOTH,
-    ngh2.RequestReceived: NgServer._on_request,
-    ngh2.TrailersReceived: NgServer._on_trailers,
-    ngh2.StreamReset: NgServer._on_reset,
-    ngh2.StreamClosed: NgServer._on_closed,
+    ngh2.RequestReceived: _ServerSide._on_request,
+    ngh2.TrailersReceived: _ServerSide._on_trailers,
+    ngh2.StreamReset: _ServerSide._on_reset,
 }
-NgClient._on = {
+_ClientSide._on = {
     **_BOTH,
-    ngh2.ResponseReceived: NgClient._on_response,
-    ngh2.InformationalResponseReceived: NgClient._on_informational,
-    ngh2.TrailersReceived: NgClient._on_trailers,
-    ngh2.StreamReset: NgClient._on_reset,
-    ngh2.StreamClosed: NgClient._on_closed,
-    ngh2.SettingsReceived: NgClient._on_settings,
-    ngh2.PushedStreamReceived: NgClient._ignore,
+    ngh2.ResponseReceived: _ClientSide._on_response,
+    ngh2.InformationalResponseReceived: _ClientSide._on_informational,
+    ngh2.TrailersReceived: _ClientSide._on_trailers,
+    ngh2.StreamReset: _ClientSide._on_reset,
+    ngh2.SettingsReceived: _ClientSide._on_client_settings,
+    ngh2.PushedStreamReceived: _ClientSide._ignore,
 }
+
+
+class NgServer(Http2Server):
+    """The default server engine."""
+
+    def __init__(self, limits: WireLimits) -> None:
+        super().__init__(limits)
+        self._lib = _ServerSide(self)
+
+
+class NgClient(Http2Client):
+    """The default client engine."""
+
+    def __init__(self, limits: WireLimits) -> None:
+        super().__init__(limits)
+        self._lib = _ClientSide(self)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 from proxy.errors import MalformedRequest
 from proxy.wire.events import (
     DataReceived,
     Event,
+    Field,
     Headers,
     RequestReceived,
     RequestRefused,
@@ -41,7 +42,7 @@ _WITHOUT_BODY: Final = frozenset({204, 304})
 class Http2Server(Http2Engine):
     """Requests are numbered by their stream. ``release`` frees a place of L-8."""
 
-    is_server = True
+    is_server: ClassVar[bool] = True
 
     def __init__(self, limits: WireLimits) -> None:
         super().__init__(limits)
@@ -60,7 +61,7 @@ class Http2Server(Http2Engine):
         stream = self._streams.get(stream_id)
         if stream is None or not stream.ours or stream.begun or self.must_close or status == 101:
             return
-        self._send_head(stream_id, [_STATUS[status], *headers], end=False, interim=True)
+        self._lib.send_head(stream_id, [_STATUS[status], *headers], end=False, interim=True)
 
     def send_response(
         self, stream_id: int, status: int, headers: Headers, *, length: int | None, end_stream: bool
@@ -78,7 +79,7 @@ class Http2Server(Http2Engine):
         if length is not None and status != 204:
             fields.append((b"content-length", b"%d" % length))
         ends = end_stream or stream.method == b"HEAD" or status in _WITHOUT_BODY
-        self._send_head(stream_id, fields, end=ends, interim=False)
+        self._lib.send_head(stream_id, fields, end=ends, interim=False)
         stream.begun = True
         if ends:
             self._end_ours(stream_id, stream)
@@ -87,11 +88,11 @@ class Http2Server(Http2Engine):
         """GOAWAY(2^31-1): the end is announced, requests on their way are still taken (RFC 9113 6.8)."""
         if not self.must_close and not self._closing:
             self._closing = True
-            self._send_notice()
+            self._lib.send_notice()
 
     # -- what the library met -----------------------------------------------------------------------------
 
-    def _request(self, stream_id: int, fields: Sequence[tuple[bytes, bytes]], end: bool) -> None:
+    def _request(self, stream_id: int, fields: Sequence[Field], end: bool) -> None:
         self._last_peer_id = stream_id
         limits = self.limits
         busy = max(len(self._unreleased), len(self._streams))
@@ -121,7 +122,7 @@ class Http2Server(Http2Engine):
         """L-8: no place. The owner hears nothing, the caller may try again elsewhere."""
         stream = self._streams[stream_id] = StreamState(b"", not end, False)
         stream.told = True
-        self._reset(stream_id, REFUSED_STREAM)
+        self._lib.reset(stream_id, REFUSED_STREAM)
         self.meter.note_refusal(self.now)
 
     def _refuse_request(self, stream_id: int, stream: StreamState, error: MalformedRequest) -> None:
@@ -141,7 +142,7 @@ class Http2Server(Http2Engine):
         if stream.left >= 0:
             stream.left -= len(data)
             if stream.left < 0 or (end and stream.left):
-                self._consume(stream_id, size)
+                self._lib.consume(stream_id, size)
                 self._abort(stream_id, stream, "body_length_mismatch")
                 return
             if not stream.left and not end:
@@ -152,7 +153,7 @@ class Http2Server(Http2Engine):
         else:
             stream.room -= len(data)
             if stream.room < 0:
-                self._consume(stream_id, size)
+                self._lib.consume(stream_id, size)
                 self._abort(stream_id, stream, "body_too_large")
                 return
         if end:
@@ -172,7 +173,7 @@ class Http2Server(Http2Engine):
         self._offend(stream_id, stream)
         self._events.append(RequestRefused(stream_id, reason, detail, opened=True))
 
-    def _trailers(self, stream_id: int, fields: Sequence[tuple[bytes, bytes]]) -> None:
+    def _trailers(self, stream_id: int, fields: Sequence[Field]) -> None:
         stream = self._streams.get(stream_id)
         if stream is None or stream.told:
             self._swallow(stream_id, stream, 0, True)
@@ -227,11 +228,3 @@ class Http2Server(Http2Engine):
         self._last_peer_id = max(self._last_peer_id, stream_id)
         self._count_offence()
         self._events.append(RequestRefused(stream_id, "bad_request_line", "malformed field section"))
-
-    # -- the library's ------------------------------------------------------------------------------------
-
-    def _send_head(self, stream_id: int, fields: Headers, *, end: bool, interim: bool) -> None:
-        raise NotImplementedError
-
-    def _send_notice(self) -> None:
-        raise NotImplementedError

@@ -10,6 +10,7 @@ import pytest
 from proxy.net.poller import Poller
 from proxy.net.splice import Splice
 from proxy.net.stream import HIGH_WATER, Stream
+from tests.support.build import interpreted_only
 
 Pair = Callable[[], tuple[socket.socket, socket.socket]]
 _PIECE = 64 * 1024
@@ -152,6 +153,7 @@ def test_the_end_is_told_once(joined: Joined) -> None:
     assert at_eof(joined.app)
 
 
+@interpreted_only
 def test_a_crash_of_one_side_ends_both(joined: Joined, caplog: pytest.LogCaptureFixture) -> None:
     def boom(*args: object) -> None:
         raise RuntimeError("bug")

@@ -8,7 +8,8 @@ from typing import Any
 import orjson
 import pytest
 
-from proxy.observe.accesslog import JsonLines, Record, Sink, TextLines, parse_filter
+from proxy.observe.accesslog import JsonLines, Record, TextLines, parse_filter
+from proxy.observe.sink import Sink
 from tests.unit.observe.records import connection, decision, denied, exchange, grpc, trace
 
 

@@ -15,6 +15,7 @@ from proxy.observe.accesslog import JsonLines
 from proxy.observe.history import TraceReader
 from proxy.observe.metrics import render_prometheus
 from proxy.observe.telemetry import Telemetry
+from tests.support.build import interpreted_only
 from tests.unit.observe.records import connection, decision, denied, exchange, grpc, peer, trace
 
 
@@ -289,6 +290,7 @@ async def test_failing_disks_are_counted_and_said_once(
     await made.close()
 
 
+@interpreted_only
 async def test_a_record_that_cannot_be_rendered_loses_only_its_own_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -41,6 +41,6 @@ def merged(events: list[Event]) -> list[str]:
             out += [f"{key} body {data!r} open" for key, data in body.items() if data]
             body.clear()
         head = getattr(event, "head", None)
-        facts = {name: getattr(head, name) for name in head.__slots__} if head is not None else ""
+        facts = {name: getattr(head, name) for name in dir(head) if name[0] != "_"} if head is not None else ""
         out.append(f"{event!r} {facts}")
     return out + [f"{key} body {data!r} open" for key, data in body.items() if data]
