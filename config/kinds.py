@@ -214,6 +214,24 @@ class FilePath(Kind[Path]):
         return {"type": "string"}
 
 
+class Output(Kind[str]):
+    """``stdout``, ``stderr``, or a path relative to the file it stands in."""
+
+    _streams = ("stdout", "stderr")
+
+    def read(self, node: Node, reading: Reading) -> str | Invalid:
+        if node.kind == "scalar" and node.text in self._streams:
+            return node.text
+        path = FilePath().read(node, reading)
+        return path if isinstance(path, Invalid) else str(path)
+
+    def show(self, value: str) -> Any:
+        return value
+
+    def schema(self) -> Schema:
+        return {"type": "string", "examples": list(self._streams)}
+
+
 class Where(Kind[Address]):
     """An address. ``bare``: the host of a bare port."""
 

@@ -28,6 +28,7 @@ from config.kinds import (
     Many,
     Named,
     OrOff,
+    Output,
     Reading,
     Text,
     Where,
@@ -176,7 +177,7 @@ def _short_policy(node: Node, reading: Reading) -> Policy | Invalid:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessLog:
     format: str = setting(Choice("a format", "json", "text", "off"), "json", "one line for each exchange")
-    to: str = setting(Text("a target", example="stdout, stderr or a path"), "stdout", "stdout, stderr or a path")
+    to: str = setting(Output(), "stdout", "stdout, stderr or a path")
     filter: str = setting(
         Text("a filter", r"all|errors|denied|slow>\d+(\.\d+)?m?s", "all, errors, denied or slow>250ms"),
         "all",

@@ -38,7 +38,7 @@ class Surroundings:
 
     @classmethod
     def here(cls, env: Mapping[str, str], base: Path) -> Surroundings:
-        return cls(env, os.uname().nodename, len(os.sched_getaffinity(0)), base)
+        return cls(env, os.uname().nodename, _cpus(Path("/sys/fs/cgroup/cpu.max")), base)
 
     @property
     def state(self) -> Path:
@@ -53,6 +53,16 @@ class Surroundings:
         if os.access(run, os.W_OK) or (not user and os.geteuid() == 0):
             return run
         return Path(user) / "sidewall" if user else Path("/tmp") / f"sidewall-{os.geteuid()}"  # noqa: S108
+
+
+def _cpus(quota: Path) -> int:
+    """How many CPUs we may use: our affinity, or the container's share of them when that is less (cgroup v2)."""
+    affinity = len(os.sched_getaffinity(0))
+    try:
+        most, period = quota.read_text().split()
+        return affinity if most == "max" else max(1, min(affinity, -(-int(most) // int(period))))
+    except (OSError, ValueError, ZeroDivisionError):
+        return affinity
 
 
 class Resolver:

@@ -225,7 +225,7 @@ class Process:
         worker = self.worker
         for name, cluster in list(worker.clusters.items()):
             if wanted.get(name) != cluster.settings:
-                self.poller.run(worker.clusters.pop(name).drain)
+                worker.retire(name)
         for name, settings in wanted.items():
             if name not in worker.clusters:
                 cluster = wiring.make_cluster(self, settings)

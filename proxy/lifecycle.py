@@ -89,6 +89,7 @@ class Worker:
         self.splices: set[Splice] = set()
         self.listeners: dict[str, Listener] = {}
         self.clusters: dict[str, Cluster] = {}
+        self.leaving: list[Cluster] = []  # taken out by a reload, with exchanges still open
         self.handshaking = 0
         rate = caps.handshakes_per_second
         self.pace = Bucket(rate, rate, poller.now) if rate else None
@@ -178,8 +179,15 @@ class Worker:
             await trio.sleep(_SWEEP)
             await self._in_slices(list(self.connections), lambda c, now: c.sweep(now))
             self.poller.run(self._sweep_splices)
-            for cluster in list(self.clusters.values()):
+            for cluster in [*self.clusters.values(), *self.leaving]:
                 self.poller.run(lambda c=cluster: c.sweep(self.poller.now))  # type: ignore[misc]
+            self.leaving = [cluster for cluster in self.leaving if cluster.open_connections]
+
+    def retire(self, name: str) -> None:
+        """Take a cluster out of use; it is looked after until its last connection has ended."""
+        cluster = self.clusters.pop(name)
+        self.leaving.append(cluster)
+        self.poller.run(cluster.retire)
 
     def _sweep_splices(self) -> None:
         for splice in list(self.splices):
@@ -244,5 +252,5 @@ class Worker:
             connection.shut("draining")
         for splice in list(self.splices):
             splice.end("draining")
-        for cluster in self.clusters.values():
+        for cluster in [*self.clusters.values(), *self.leaving]:
             cluster.shut()

@@ -344,8 +344,8 @@ class TlsStream(Stream):
                 lost = _tls_words(error)
                 break
             chunks.append(data)
-            if len(data) < _TLS_RECORD:
-                break  # without read-ahead OpenSSL holds one record at most: the socket tells the rest
+            if len(data) < _TLS_RECORD and len(chunks) == 1:
+                break  # a small message: asking for more would cost an exception. A large one has short records in it
         if chunks:
             self.owner.on_data(chunks[0] if len(chunks) == 1 else b"".join(chunks))  # type: ignore[union-attr]
         if self.closed or self._closing_until:

@@ -119,6 +119,7 @@ class Cluster:
         self._live: list[Endpoint] = []
         self._leaving: list[Endpoint] = []
         self._resolved_at = 0.0
+        self._retired = False
         self.resolve_error = ""
         self.set_addresses(settings.addresses)
 
@@ -262,7 +263,7 @@ class Cluster:
 
     async def resolve_forever(self) -> None:
         """Keep the addresses of ``dns`` fresh until cancelled; returns at once for static endpoints."""
-        while self.settings.dns:
+        while self.settings.dns and not self._retired:
             await self.resolve_once()
             await trio.sleep(_RESOLVE_EVERY if self._live else 1.0)
 
@@ -291,6 +292,15 @@ class Cluster:
             for pool in endpoint.pools.values():
                 pool.sweep(now, settings.idle_timeout, settings.write_timeout)
         self._leaving = [endpoint for endpoint in self._leaving if endpoint.open_connections]
+
+    def retire(self) -> None:
+        """The configuration names it no more: finish what it carries."""
+        self._retired = True
+        self.drain()
+
+    @property
+    def open_connections(self) -> int:
+        return sum(endpoint.open_connections for endpoint in [*self._live, *self._leaving])
 
     def drain(self) -> None:
         for endpoint in [*self._live, *self._leaving]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from config.load import load_all, load_config
 from config.model import Address, Config, Inbound, Limits, Timeouts, Workload
 from config.problems import ConfigError
+from config.resolve import _cpus
 from proxy.wire.limits import WireLimits
 from tests.unit.config.loading import NOWHERE, codes_of, load, problems_of
 
@@ -368,3 +370,18 @@ def test_a_policy_folder_that_is_not_there_yet_is_watched() -> None:
 
 def test_workers_may_follow_the_machine() -> None:
     assert load("app: 1\nworkers: auto").config.workers >= 1
+
+
+def test_the_log_goes_to_a_stream_or_to_a_path_beside_the_file(tmp_path: Path) -> None:
+    for written, meant in (("stdout", "stdout"), ("stderr", "stderr"), ("a.log", str(tmp_path / "a.log"))):
+        file = tmp_path / "sidewall.yaml"
+        file.write_text(f"app: 1\ntelemetry: {{accessLog: {{to: {written}}}}}\n")
+        assert load_config(file).telemetry.access_log.to == meant
+
+
+def test_auto_workers_respect_the_quota_of_the_container(tmp_path: Path) -> None:
+    quota, most = tmp_path / "cpu.max", len(os.sched_getaffinity(0))
+    for text, cpus in (("100000 100000", 1), ("150000 100000", min(2, most)), ("max 100000", most), ("", most), ("1 0", most)):
+        quota.write_text(text)
+        assert _cpus(quota) == cpus
+    assert _cpus(tmp_path / "none") == most

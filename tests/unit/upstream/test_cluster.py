@@ -363,3 +363,22 @@ async def test_static_endpoints_are_never_resolved() -> None:
     await cluster.resolve_forever()
     assert hosts(cluster) == ["10.0.0.1"]
     cluster.poller.close()
+
+
+def test_a_retired_cluster_finishes_what_it_carries_and_asks_for_no_name(make_rig: MakeRig) -> None:
+    rig = make_rig(20, 20)
+    ask(rig, 1)
+    upstream = rig.connect()
+    rig.cluster.retire()
+    assert rig.cluster.open_connections == 1
+    upstream.say(answer(1))
+    assert (rig.record.status, rig.record.reason) == (200, "")
+    rig.cluster.sweep(rig.poller.now)
+    assert rig.cluster.open_connections == 0
+
+
+async def test_the_names_of_a_retired_cluster_are_left_alone(make_rig: MakeRig) -> None:
+    rig = make_rig(20, 20, dns="nowhere.invalid", dns_port=1)
+    rig.cluster.retire()
+    with trio.fail_after(1):
+        await rig.cluster.resolve_forever()
