@@ -171,7 +171,10 @@ def check_request(
     if target[:1] != b"/" and version != 20:
         authority, target = _split_absolute(method, target)
     path, target = _check_target(method, target, limits)
-    authority, host = _check_authority(authority, found.get(b"host"), scheme, version)
+    if limits.authority == "ignore":
+        authority = host = b"localhost"
+    else:
+        authority, host = _check_authority(authority, found.get(b"host"), scheme, version)
     head = RequestHead(
         method=method,
         scheme=scheme,
