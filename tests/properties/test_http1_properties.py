@@ -170,7 +170,8 @@ def test_llhttp_reads_the_same_messages(data: bytes) -> None:
         oracle.parser.feed_data(data + NEXT)
     except httptools.HttpParserError as error:
         # RFC 9112 7.1.1 allows white space around the ";" of a chunk extension; llhttp does not.
-        assert "chunk extensions" in str(error)
+        if "chunk extensions" not in str(error):
+            raise
         return
     assert oracle.found == found
 
