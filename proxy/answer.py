@@ -48,7 +48,7 @@ _SPECIAL: Final = {
     "expectation_failed": _malformed(417, "expectation failed"),
 }
 
-_DENIED = Answer(403, 7, "RBAC", "policy", "authz", False, "access denied")
+_DENIED: Final = Answer(403, 7, "RBAC", "policy", "authz", False, "access denied")
 
 ANSWERS: Final[dict[str, Answer]] = {
     **{word: _SPECIAL.get(word, _malformed(400, "malformed request")) for word in MALFORMED},

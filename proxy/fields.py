@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Final
 
 from proxy.wire.events import Headers
 
@@ -34,8 +35,8 @@ class Sorted:
         self.via = b""
 
 
-_REQUEST_ID_LENGTH = 128
-_BAGGAGE_LENGTH = 8192  # W3C Baggage, 3.3.2: what must be passed on; more is dropped
+_REQUEST_ID_LENGTH: Final = 128
+_BAGGAGE_LENGTH: Final = 8192  # W3C Baggage, 3.3.2: what must be passed on; more is dropped
 
 
 def sort_fields(headers: Headers) -> Sorted:
@@ -59,7 +60,7 @@ def sort_fields(headers: Headers) -> Sorted:
 
 
 # "" = dropped: only this hop may say it, and it says it in its own words.
-_SPECIAL = {
+_SPECIAL: Final = {
     b"baggage": "baggage",
     b"x-forwarded-for": "forwarded_for",
     b"x-forwarded-proto": "",
@@ -72,7 +73,7 @@ _SPECIAL = {
     b"user-agent": "user_agent",
     b"via": "via",
 }
-_ALSO_KEPT = frozenset({"grpc_timeout", "user_agent"})
+_ALSO_KEPT: Final = frozenset({"grpc_timeout", "user_agent"})
 
 
 def _take(out: Sorted, attribute: str, value: bytes) -> None:
@@ -88,4 +89,4 @@ def new_request_id(rng: random.Random) -> bytes:
 
 
 # RFC 9562 4.1: the two highest bits of that digit are 10.
-_VARIANT = {digit: b"89ab"[int(chr(digit), 16) & 3 :][:1] for digit in b"0123456789abcdef"}
+_VARIANT: Final = {digit: b"89ab"[int(chr(digit), 16) & 3 :][:1] for digit in b"0123456789abcdef"}

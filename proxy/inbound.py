@@ -10,6 +10,8 @@ every spelling, and set here as the very last step (S-8).
 
 from __future__ import annotations
 
+from typing import Final
+
 from identity.svid import PeerIdentity
 from proxy.errors import AccessDenied
 from proxy.fields import Sorted
@@ -24,8 +26,8 @@ from proxy.service import HttpService
 from proxy.wire.events import Headers
 from proxy.wire.http1 import Http1Server
 
-_OFFERED = {"http1": (b"http/1.1",), "h2": (b"h2",), "tcp": ()}
-_H2_AND_HTTP1 = (b"h2", b"http/1.1")
+_OFFERED: Final = {"http1": (b"http/1.1",), "h2": (b"h2",), "tcp": ()}
+_H2_AND_HTTP1: Final = (b"h2", b"http/1.1")
 
 
 class Inbound(HttpService):

@@ -11,6 +11,7 @@ import logging
 import random
 import uuid
 from collections.abc import Callable, Iterable
+from typing import Final
 
 import trio
 
@@ -27,8 +28,8 @@ from proxy.observe.telemetry import Telemetry
 from proxy.policy.engine import CompiledPolicies, DecisionCache
 from proxy.upstream.cluster import Cluster
 
-_SWEEP = 0.5  # seconds between two looks at every clock
-_SLICE = 500  # connections looked at before other tasks get their turn
+_SWEEP: Final = 0.5  # seconds between two looks at every clock
+_SLICE: Final = 500  # connections looked at before other tasks get their turn
 
 log = logging.getLogger("proxy.lifecycle")
 

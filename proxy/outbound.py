@@ -9,6 +9,8 @@ inbound proxy judges it by the identity we show.
 
 from __future__ import annotations
 
+from typing import Final
+
 from proxy.fields import Sorted
 from proxy.http.exchange import Exchange
 from proxy.http.facts import Facts
@@ -21,7 +23,7 @@ from proxy.service import HttpService
 from proxy.wire.events import Headers
 from proxy.wire.http1 import Http1Server
 
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
+_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
 
 
 class Outbound(HttpService):

@@ -6,7 +6,7 @@ is gone (``closed``). Whether it may be used again is the engine's word (S-13), 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from identity.svid import PeerIdentity
 from proxy.errors import SidewallError, UpstreamGone
@@ -30,10 +30,10 @@ from proxy.wire.events import (
 if TYPE_CHECKING:
     from proxy.http.exchange import Exchange
 
-_REFUSED_STREAM = 0x7
-_NO_ERROR = 0x0
-_PING_AFTER = 30.0  # F-19, seconds without a byte while exchanges are open
-_PING_WAIT = 10.0
+_REFUSED_STREAM: Final = 0x7
+_NO_ERROR: Final = 0x0
+_PING_AFTER: Final = 30.0  # F-19, seconds without a byte while exchanges are open
+_PING_WAIT: Final = 10.0
 
 
 class ClientEngine(Engine, Protocol):
@@ -286,7 +286,7 @@ class ClientConnection(HttpConnection[ClientEngine]):
             self.touch()
 
 
-_HANDLERS: dict[type[Event], Any] = {
+_HANDLERS: Final[dict[type[Event], Any]] = {
     ResponseReceived: ClientConnection._on_response,
     InformationalReceived: ClientConnection._on_informational,
     DataReceived: ClientConnection._on_data,

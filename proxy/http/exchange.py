@@ -20,7 +20,7 @@ a cut connection after it: a truncated answer never looks complete); the caller 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from proxy.answer import ANSWERS, Answer, answer_to, render_grpc, render_http
 from proxy.errors import SidewallError
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from proxy.http.connection import HttpConnection
     from proxy.http.server import ServerConnection
 
-_CANCEL = 0x8
-_INTERNAL_ERROR = 0x2
-_NO_ERROR = 0x0
+_CANCEL: Final = 0x8
+_INTERNAL_ERROR: Final = 0x2
+_NO_ERROR: Final = 0x0
 
 
 class Parking(Protocol):

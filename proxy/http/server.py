@@ -7,7 +7,7 @@ is brought to an end: ``drain`` (GOAWAY twice, ``connection: close``), ``expire`
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from proxy.answer import ANSWERS, render_http
 from proxy.errors import SidewallError
@@ -34,8 +34,8 @@ from proxy.wire.events import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_NO_ERROR = 0x0
-_ENHANCE_YOUR_CALM = 0xB
+_NO_ERROR: Final = 0x0
+_ENHANCE_YOUR_CALM: Final = 0xB
 
 
 class ServerEngine(Engine, Protocol):
@@ -421,7 +421,7 @@ def _fill(record: ExchangeRecord, event: RequestReceived, facts: Facts) -> None:
     record.tls_version = facts.tls_version
 
 
-_HANDLERS: dict[type[Event], Any] = {
+_HANDLERS: Final[dict[type[Event], Any]] = {
     RequestReceived: ServerConnection._on_request,
     RequestRefused: ServerConnection._on_refused,
     DataReceived: ServerConnection._on_data,

@@ -14,13 +14,14 @@ import socket
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from proxy.net.poller import Poller
 from proxy.net.stream import no_delay
 
-_ACCEPTS = 16  # per readiness event
-_BACK_OFF = 0.1  # seconds, F-11
-_BACKLOG = 1024
+_ACCEPTS: Final = 16  # per readiness event
+_BACK_OFF: Final = 0.1  # seconds, F-11
+_BACKLOG: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,15 +25,15 @@ import logging
 import select
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
-READ = select.EPOLLIN | select.EPOLLRDHUP
-WRITE = select.EPOLLOUT
-_BATCH = 16  # owners called before the flush: larger batches save system calls, smaller ones save latency
-_LINGER = 0.001  # seconds
-_SPELL = 0.004  # seconds between two checkpoints of a busy worker
+READ: Final = select.EPOLLIN | select.EPOLLRDHUP
+WRITE: Final = select.EPOLLOUT
+_BATCH: Final = 16  # owners called before the flush: larger batches save system calls, smaller ones save latency
+_LINGER: Final = 0.001  # seconds
+_SPELL: Final = 0.004  # seconds between two checkpoints of a busy worker
 
 log = logging.getLogger("proxy.net")
 

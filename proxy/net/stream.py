@@ -22,22 +22,22 @@ import contextlib
 import errno
 import select
 import socket
-from typing import Protocol
+from typing import Final, Protocol
 
 from OpenSSL import SSL
 
 from proxy.net.poller import READ, WRITE, Poller
 
-_READ_SIZE = 64 * 1024
-_READ_SIZE_BULK = 256 * 1024
-_TLS_READS = 16  # records of 16 KiB per readiness event
-_TLS_RECORD = 16 * 1024
-_WRITE_SIZE = 1024 * 1024  # bytes written per flush before others get their turn
-_LINGER = 1.0  # T-9, seconds after the last byte was written
-_FLUSH = 30.0  # T-10, seconds
+_READ_SIZE: Final = 64 * 1024
+_READ_SIZE_BULK: Final = 256 * 1024
+_TLS_READS: Final = 16  # records of 16 KiB per readiness event
+_TLS_RECORD: Final = 16 * 1024
+_WRITE_SIZE: Final = 1024 * 1024  # bytes written per flush before others get their turn
+_LINGER: Final = 1.0  # T-9, seconds after the last byte was written
+_FLUSH: Final = 30.0  # T-10, seconds
 
-LOW_WATER = 64 * 1024
-HIGH_WATER = 192 * 1024
+LOW_WATER: Final = 64 * 1024
+HIGH_WATER: Final = 192 * 1024
 
 
 class StreamOwner(Protocol):

@@ -245,7 +245,7 @@ class TextLines(JsonLines):
 
 # -- which records are written ----------------------------------------------------------------------------
 
-_SLOW = re.compile(r"slow>([0-9]+(?:\.[0-9]+)?)(ms|s)")
+_SLOW: Final = re.compile(r"slow>([0-9]+(?:\.[0-9]+)?)(ms|s)")
 
 
 def is_denied(record: Record) -> bool:

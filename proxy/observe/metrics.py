@@ -28,8 +28,8 @@ MAX_SERIES: Final = 2000
 TEXT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS_TYPE: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
-_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
-_LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+_NAME: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+_LABEL: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _SERIES_PER_PIECE: Final = 50  # about 0.3 ms of rendering for histograms
 _OVERFLOW: Final = 'otel_metric_overflow="true"'
 
@@ -55,7 +55,7 @@ def _render_number(value: float) -> str:
     return str(int(value)) if float(value).is_integer() and abs(value) < _EXACT else repr(value)
 
 
-_EXACT = 2.0**53  # integers below it are exact as floats
+_EXACT: Final = 2.0**53  # integers below it are exact as floats
 
 
 class Value:
@@ -285,7 +285,7 @@ def render_prometheus(registry: Registry, *, openmetrics: bool = False) -> str:
 
 # -- several workers, one page ---------------------------------------------------------------------------
 
-_SAMPLE = re.compile(r'([a-zA-Z_:][\w:]*)(\{(?:[^"}]|"(?:[^"\\]|\\.)*")*\})? (\S+)(.*)')
+_SAMPLE: Final = re.compile(r'([a-zA-Z_:][\w:]*)(\{(?:[^"}]|"(?:[^"\\]|\\.)*")*\})? (\S+)(.*)')
 # Where adding up would lie, the truth is the worker that is furthest behind, or the busiest one.
 _SMALLEST: Final = (
     "_timestamp_seconds",

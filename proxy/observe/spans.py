@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from proxy.observe import names as n
 from proxy.observe.record import ExchangeRecord
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 AttributeValue = str | int | float | bool | list[str]
 Attributes = dict[str, AttributeValue]
 
-_ADDRESS = re.compile(r"(?:\[([^\]]*)\]|([^:]*))(?::([0-9]{1,5}))?")
+_ADDRESS: Final = re.compile(r"(?:\[([^\]]*)\]|([^:]*))(?::([0-9]{1,5}))?")
 
 
 class Span:

@@ -12,6 +12,7 @@ import random
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import trio
 from mypy_extensions import mypyc_attr
@@ -30,14 +31,14 @@ from proxy.wire.http1 import Http1Client
 from proxy.wire.http2 import client_engine
 from proxy.wire.limits import WireLimits
 
-_FAILING = 1.0  # seconds an endpoint is passed over after a failed connect, while others are healthy
-_KEEP_NAMES = 600.0  # F-15: how long the last good addresses are used when the name server fails
-_RESOLVE_EVERY = 5.0
-_MOST_ENDPOINTS = 256
+_FAILING: Final = 1.0  # seconds an endpoint is passed over after a failed connect, while others are healthy
+_KEEP_NAMES: Final = 600.0  # F-15: how long the last good addresses are used when the name server fails
+_RESOLVE_EVERY: Final = 5.0
+_MOST_ENDPOINTS: Final = 256
 
-_H2_FIRST = (b"h2", b"http/1.1")
-_HTTP1_ONLY = (b"http/1.1",)
-_H2_ONLY = (b"h2",)
+_H2_FIRST: Final = (b"h2", b"http/1.1")
+_HTTP1_ONLY: Final = (b"http/1.1",)
+_H2_ONLY: Final = (b"h2",)
 
 
 @dataclass(frozen=True, slots=True)

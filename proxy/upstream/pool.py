@@ -8,7 +8,7 @@ for all.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from identity.svid import PeerIdentity
 from proxy.errors import ConnectFailed, NoHealthyEndpoint, Overflow, SidewallError
@@ -18,7 +18,7 @@ from proxy.net.dial import Connected, Refused
 from proxy.net.listener import Address
 from proxy.net.stream import Stream
 
-_ATTEMPTS = 3  # connection attempts per exchange, over all endpoints
+_ATTEMPTS: Final = 3  # connection attempts per exchange, over all endpoints
 
 
 class Dialling(Protocol):

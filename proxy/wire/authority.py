@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from typing import Final
 
 from proxy.errors import MalformedRequest
 
-_LABEL = rb"[A-Za-z0-9_-]+"  # "_" is no host name, but container names have it and every client sends it
-_NAME = re.compile(rb"(%b(?:\.%b)*)\.?(?::([0-9]{1,5}))?" % (_LABEL, _LABEL))
-_IPV6 = re.compile(rb"\[([0-9A-Fa-f:.]{2,45})\](?::([0-9]{1,5}))?")
-_LONGEST = 262  # 255 of a name, a dot, a colon and five digits
-_MOST_KNOWN = 1024
-_known: dict[bytes, tuple[bytes, bytes]] = {}  # bounded: emptied when full
+_LABEL: Final = rb"[A-Za-z0-9_-]+"  # "_" is no host name, but container names have it and every client sends it
+_NAME: Final = re.compile(rb"(%b(?:\.%b)*)\.?(?::([0-9]{1,5}))?" % (_LABEL, _LABEL))
+_IPV6: Final = re.compile(rb"\[([0-9A-Fa-f:.]{2,45})\](?::([0-9]{1,5}))?")
+_LONGEST: Final = 262  # 255 of a name, a dot, a colon and five digits
+_MOST_KNOWN: Final = 1024
+_known: Final[dict[bytes, tuple[bytes, bytes]]] = {}  # bounded: emptied when full
 
 
 def _refuse(raw: bytes, why: str) -> MalformedRequest:
@@ -62,7 +63,7 @@ def _check_ipv6(raw: bytes, address: bytes) -> None:
         raise _refuse(raw, "IPv6 address") from None
 
 
-_DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
+_DEFAULT_PORTS: Final = {b"http": b":80", b"https": b":443"}
 
 
 def same_authority(one: bytes, other: bytes, scheme: bytes) -> bool:

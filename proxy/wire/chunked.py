@@ -12,7 +12,7 @@ which count towards the head's limits.
 from __future__ import annotations
 
 import re
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from proxy.errors import MalformedRequest
 from proxy.wire.events import Headers
@@ -20,13 +20,13 @@ from proxy.wire.http1_heads import bad_bytes
 from proxy.wire.limits import WireLimits
 from proxy.wire.validate import check_trailers
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'
-_LINE = re.compile(
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_QUOTED: Final = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'
+_LINE: Final = re.compile(
     rb"([0-9A-Fa-f]{1,16})((?:;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?[ \t]*)*)" % (_TOKEN, _TOKEN, _QUOTED)
 )
-_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}(?:;[^\r\n]*)?\r?")  # what a line may look like before its end
-_TOO_LONG = 1 << 63
+_BEGUN: Final = re.compile(rb"[0-9A-Fa-f]{1,16}(?:;[^\r\n]*)?\r?")  # what a line may look like before its end
+_TOO_LONG: Final = 1 << 63
 
 _SIZE, _DATA, _DATA_END, _TRAILERS, _DONE = range(5)
 

@@ -31,14 +31,14 @@ PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113 3.4
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 _END_STREAM = _ACK = 0x1
-_END_HEADERS = 0x4
-_PADDED = 0x8
-_PRIORITY_FIELDS = 5  # bytes in a HEADERS frame that are no field, when the flag 0x20 is set
+_END_HEADERS: Final = 0x4
+_PADDED: Final = 0x8
+_PRIORITY_FIELDS: Final = 5  # bytes in a HEADERS frame that are no field, when the flag 0x20 is set
 
 _head = Struct(">HBBBI").unpack_from  # length (high 16, low 8), type, flags, stream id
-_ID_BITS = 0x7FFFFFFF
-_WINDOW_UPDATES_FREE = 5  # L-14
-_MANY_STREAMS = 200  # L-9: before that, a share of resets says nothing
+_ID_BITS: Final = 0x7FFFFFFF
+_WINDOW_UPDATES_FREE: Final = 5  # L-14
+_MANY_STREAMS: Final = 200  # L-9: before that, a share of resets says nothing
 
 
 class Fault:

@@ -14,14 +14,14 @@ from proxy.errors import MalformedRequest
 from proxy.wire.events import Field
 from proxy.wire.limits import WireLimits
 
-_VALUE_BYTES = bytes(c for c in range(256) if c == 0x09 or (c >= 0x20 and c != 0x7F))  # RFC 9110 5.5
-_LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")  # below 2^63; a leading zero is octal to some, so refused
-_PSEUDO_HEADERS = 4  # they come on top of the fields L-3 counts
+_VALUE_BYTES: Final = bytes(c for c in range(256) if c == 0x09 or (c >= 0x20 and c != 0x7F))  # RFC 9110 5.5
+_LENGTH: Final = re.compile(rb"0|[1-9][0-9]{0,17}")  # below 2^63; a leading zero is octal to some, so refused
+_PSEUDO_HEADERS: Final = 4  # they come on top of the fields L-3 counts
 # Registered codings that a Transfer-Encoding may list and that we do not undo (RFC 9112 7).
-_CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate", b"compress", b"x-compress"})
+_CODINGS: Final = frozenset({b"gzip", b"x-gzip", b"deflate", b"compress", b"x-compress"})
 OPTIONS_OF_OURS: Final = frozenset({b"close", b"keep-alive", b"te", b"upgrade", b"trailers"})
 NO_OPTIONS: Final[frozenset[bytes]] = frozenset()
-_KNOWN_OPTIONS = {
+_KNOWN_OPTIONS: Final = {
     **{text: frozenset({b"keep-alive"}) for text in (b"keep-alive", b"Keep-Alive")},
     **{text: frozenset({b"close"}) for text in (b"close", b"Close")},
     **{text: frozenset({b"upgrade"}) for text in (b"upgrade", b"Upgrade")},

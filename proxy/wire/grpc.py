@@ -32,10 +32,10 @@ _TO_HTTP: Final = (200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 5
 _FROM_HTTP: Final = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
 
 _UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
-_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
-_STATUS = re.compile(rb"(?:0|[1-9][0-9]?)")
-_TO_ESCAPE = re.compile(rb"[^\x20-\x24\x26-\x7e]")
-_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
+_TIMEOUT: Final = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_STATUS: Final = re.compile(rb"(?:0|[1-9][0-9]?)")
+_TO_ESCAPE: Final = re.compile(rb"[^\x20-\x24\x26-\x7e]")
+_ESCAPE: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
 
 
 def is_grpc(content_type: bytes) -> bool:

@@ -269,7 +269,7 @@ class Http1Client(Http1Connection):
 
 _VISIBLE: Final = bytes(range(0x21, 0x7F))
 
-_STEPS: tuple[Callable[[Any, bytes, list[Event]], bytes], ...] = (
+_STEPS: Final[tuple[Callable[[Any, bytes, list[Event]], bytes], ...]] = (
     Http1Client._on_head,
     Http1Client._on_length,
     Http1Client._on_chunks,

@@ -14,7 +14,7 @@ be one field (S-19, defence in depth: what comes here was validated when it was 
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from proxy.errors import MalformedRequest
 from proxy.wire.chunked import ChunkedReader
@@ -28,10 +28,10 @@ HEAD, LENGTH, CHUNKED, UNTIL_EOF, WAIT, HELD, TUNNEL, DEAD = range(8)
 # How our body is framed.
 NO_BODY, COUNTED, IN_CHUNKS, TO_EOF, RAW = range(5)
 
-_NAME_BYTES = (
+_NAME_BYTES: Final = (
     b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"  # lower case, so that names compare as bytes
 )
-_OURS_TO_WRITE = FRAMING_HEADERS | {b"connection", b"host", b"te", b"upgrade"}
+_OURS_TO_WRITE: Final = FRAMING_HEADERS | {b"connection", b"host", b"te", b"upgrade"}
 
 
 def _refuse_write(what: str) -> NoReturn:

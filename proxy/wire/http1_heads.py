@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import httptools
 
@@ -24,15 +24,15 @@ from proxy.wire.limits import WireLimits
 from proxy.wire.validate import METHODS, refuse_method
 
 # HTAB and everything printable, obs-text included (RFC 9110 5.5); with line ends: what a head may consist of.
-_LINE_BYTES = bytes(c for c in range(256) if c == 0x09 or (c >= 0x20 and c != 0x7F))
-HEAD_BYTES = _LINE_BYTES + b"\r\n"
-_VERSIONS = {b"HTTP/1.1": 11, b"HTTP/1.0": 10}
-_ANY_VERSION = re.compile(rb"HTTP/[0-9](?:\.[0-9])?", re.IGNORECASE)
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
-_BAD_BYTES = "control character, bare CR or bare LF"
-_LINE_END = (b"", b"\r", b"\n")  # what a first byte may be that begins no start line
+_LINE_BYTES: Final = bytes(c for c in range(256) if c == 0x09 or (c >= 0x20 and c != 0x7F))
+HEAD_BYTES: Final = _LINE_BYTES + b"\r\n"
+_VERSIONS: Final = {b"HTTP/1.1": 11, b"HTTP/1.0": 10}
+_ANY_VERSION: Final = re.compile(rb"HTTP/[0-9](?:\.[0-9])?", re.IGNORECASE)
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
+_BAD_BYTES: Final = "control character, bare CR or bare LF"
+_LINE_END: Final = (b"", b"\r", b"\n")  # what a first byte may be that begins no start line
 # Which of our words is meant by llhttp's, tried in this order.
-_REASONS = (
+_REASONS: Final = (
     ("be present with", "bad_transfer_encoding"),  # Content-Length and Transfer-Encoding, in either order
     ("Content-Length", "bad_content_length"),
     ("Transfer-Encoding", "bad_transfer_encoding"),

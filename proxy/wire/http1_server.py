@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 from proxy.errors import MalformedRequest
 from proxy.wire.events import (
@@ -49,14 +49,14 @@ from proxy.wire.http1_connection import (
 from proxy.wire.limits import WireLimits
 from proxy.wire.validate import check_request
 
-_PHRASES = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
-STATUS_LINES = {
+_PHRASES: Final = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
+STATUS_LINES: Final = {
     status: b"HTTP/1.1 %d %b\r\n" % (status, _PHRASES.get(status, b"")) for status in range(100, 600)
 }
-_SWITCH = b"connection: upgrade\r\nupgrade: websocket\r\n\r\n"
-_MOST_WAITING = 64 * 1024  # pipelined bytes after which the owner should stop reading (L-7)
-_MOST_HELD = 16 * 1024  # S-30
-_CANCEL = 0x8  # RFC 9113 7: the word for "the caller needs it no more", used for HTTP/1.1 as well
+_SWITCH: Final = b"connection: upgrade\r\nupgrade: websocket\r\n\r\n"
+_MOST_WAITING: Final = 64 * 1024  # pipelined bytes after which the owner should stop reading (L-7)
+_MOST_HELD: Final = 16 * 1024  # S-30
+_CANCEL: Final = 0x8  # RFC 9113 7: the word for "the caller needs it no more", used for HTTP/1.1 as well
 
 
 class Http1Server(Http1Connection):
@@ -290,7 +290,7 @@ class Http1Server(Http1Connection):
         self._closing = True
 
 
-_STEPS: tuple[Callable[[Any, bytes, list[Event]], bytes], ...] = (
+_STEPS: Final[tuple[Callable[[Any, bytes, list[Event]], bytes], ...]] = (
     Http1Server._on_head,
     Http1Server._on_length,
     Http1Server._on_chunks,

@@ -35,7 +35,7 @@ IDENTITY_HEADERS: Final = frozenset(
         b"x-sidewall-trace",
     }
 )
-_OUR_PREFIX = b"x-sidewall-"
+_OUR_PREFIX: Final = b"x-sidewall-"
 
 FRAMING_HEADERS: Final = frozenset({b"content-length", b"transfer-encoding"})
 
@@ -99,9 +99,9 @@ NOT_IN_TRAILERS: Final = PROTECTED_HEADERS | {
     b"www-authenticate",
 }
 
-_ONCE = (b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade")
-_KEPT_ONCE = (b"authorization", b"content-type", b"x-request-id", b"traceparent", b"grpc-timeout")
-_COMMON = (
+_ONCE: Final = (b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade")
+_KEPT_ONCE: Final = (b"authorization", b"content-type", b"x-request-id", b"traceparent", b"grpc-timeout")
+_COMMON: Final = (
     b"accept accept-charset accept-encoding accept-language accept-ranges "
     b"access-control-allow-origin age baggage cache-control content-disposition content-encoding "
     b"content-language content-location content-range date dnt etag expires forwarded from "
@@ -114,9 +114,9 @@ _COMMON = (
     b"x-real-ip x-requested-with b3 x-b3-traceid x-b3-spanid x-b3-parentspanid x-b3-sampled "
 ).split()
 
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")  # RFC 9110 5.6.2, lower case
-_MOST_KNOWN = 1024
-_LONGEST_KNOWN = 64
+_TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")  # RFC 9110 5.6.2, lower case
+_MOST_KNOWN: Final = 1024
+_LONGEST_KNOWN: Final = 64
 
 
 def fold(name: bytes) -> bytes:

@@ -18,21 +18,22 @@ backslashes, plain (``%2F``) or escaped twice (``%252F``), are refused with ``es
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from proxy.errors import MalformedRequest
 
 # RFC 3986 pchar, "/", and what browsers leave unescaped: ^ ` { | } [ ]. No control, space, 8-bit, " # < > ?
-_PATH_BYTES = bytes(c for c in range(0x21, 0x7F) if c not in b'"#<>?\\')
-_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
-_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
-_MALFORMED_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-_HIDDEN_DOTS = re.compile(rb"(?:^|/)(?:\.|%2[eE]){1,2}(?=/|\Z)")
-_SLASHES = re.compile(rb"//+")
+_PATH_BYTES: Final = bytes(c for c in range(0x21, 0x7F) if c not in b'"#<>?\\')
+_UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_ESCAPE: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
+_MALFORMED_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_HIDDEN_DOTS: Final = re.compile(rb"(?:^|/)(?:\.|%2[eE]){1,2}(?=/|\Z)")
+_SLASHES: Final = re.compile(rb"//+")
 # A segment of dots with parameters, "..;x", also with the semicolon escaped.
-_DOTS_SEMICOLON = re.compile(rb"(?:^|/)\.\.?(?:;|%3B)")
+_DOTS_SEMICOLON: Final = re.compile(rb"(?:^|/)\.\.?(?:;|%3B)")
 # What follows "%25" is plain text and kept as it came, so its case is open.
-_ESCAPED_SLASH = re.compile(rb"%(?:25)*(?:2[Ff]|5[Cc])")
-_ESCAPED_TWICE = re.compile(rb"%(?:25)+(?:2[FfEe]|5[Cc]|00)")
+_ESCAPED_SLASH: Final = re.compile(rb"%(?:25)*(?:2[Ff]|5[Cc])")
+_ESCAPED_TWICE: Final = re.compile(rb"%(?:25)+(?:2[FfEe]|5[Cc]|00)")
 
 
 def _refuse(raw: bytes, why: str) -> MalformedRequest:

@@ -78,11 +78,11 @@ METHODS: Final = frozenset(
     b"MKCALENDAR MKCOL MOVE NOTIFY PROPFIND PROPPATCH PURGE REBIND REPORT SEARCH SUBSCRIBE UNBIND UNLINK UNLOCK "
     b"UNSUBSCRIBE".split()
 )
-_NOT_ALLOWED = frozenset({b"CONNECT", b"TRACE", b"TRACK"})  # 2.3, S-20
+_NOT_ALLOWED: Final = frozenset({b"CONNECT", b"TRACE", b"TRACK"})  # 2.3, S-20
 
 # RFC 3986 3.4 and what browsers leave as it is in a query; no space, control, 8-bit or fragment.
-_QUERY_BYTES = bytes(c for c in range(0x21, 0x7F) if c not in b'"#<>')
-_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(.*)", re.DOTALL)
+_QUERY_BYTES: Final = bytes(c for c in range(0x21, 0x7F) if c not in b'"#<>')
+_ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?]*)(.*)", re.DOTALL)
 
 
 def _sort_fields(
@@ -192,7 +192,7 @@ def check_request(
     return head
 
 
-_USUAL = {b"host"}
+_USUAL: Final = {b"host"}
 
 
 def refuse_method(method: bytes) -> NoReturn:
@@ -357,7 +357,7 @@ def check_h2_request(fields: Sequence[Field], limits: WireLimits) -> RequestHead
     )
 
 
-_REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":authority", b":path"})
+_REQUEST_PSEUDO: Final = frozenset({b":method", b":scheme", b":authority", b":path"})
 
 
 # -- trailers --------------------------------------------------------------------------------------------

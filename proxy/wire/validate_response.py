@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Final
 
 from proxy.errors import MalformedRequest, MalformedResponse
 from proxy.wire.events import Field, Headers, ResponseHead
@@ -121,7 +122,7 @@ def _without_nominated(headers: Headers, options: frozenset[bytes]) -> Headers:
     return [field for field in headers if field[0] not in nominated] if nominated else headers
 
 
-_STATUS = re.compile(rb"[1-5][0-9]{2}")
+_STATUS: Final = re.compile(rb"[1-5][0-9]{2}")
 
 
 def check_h2_response(

@@ -160,12 +160,19 @@ def persistent(data: bytes) -> bool:
 @settings(max_examples=200, deadline=None)
 @given(streams().filter(persistent))
 @example(b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+@example(b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1; a=b\r\nx\r\n0\r\n\r\n")
 def test_llhttp_reads_the_same_messages(data: bytes) -> None:
     found = ours(data + NEXT)
     if found is None or found[-1][1] != b"/next":
         return
     oracle = Llhttp()
-    oracle.parser.feed_data(data + NEXT)
+    try:
+        oracle.parser.feed_data(data + NEXT)
+    except httptools.HttpParserError as error:
+        # RFC 9112 7.1.1 allows white space around the ";" of a chunk extension; llhttp does not.
+        if "chunk extensions" not in str(error):
+            raise
+        return
     assert oracle.found == found
 
 

@@ -21,7 +21,7 @@ from proxy.wire.http2 import known
 from proxy.wire.http2.engine import LAST_STREAM_ID, NO_ERROR, REFUSED_STREAM, Http2Engine, StreamState
 from proxy.wire.limits import WireLimits
 
-_ASSUMED_STREAMS = 100  # until the peer's SETTINGS arrive, as nghttp2, curl and Go assume
+_ASSUMED_STREAMS: Final = 100  # until the peer's SETTINGS arrive, as nghttp2, curl and Go assume
 _BODY_METHODS: Final = frozenset({b"POST", b"PUT", b"PATCH"})
 _PSEUDO: Final = {
     method: (b":method", method) for method in (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH")

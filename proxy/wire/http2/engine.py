@@ -33,8 +33,8 @@ LAST_STREAM_ID: Final = 2**31 - 1
 HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 1, 2, 3, 4
 MAX_HEADER_LIST_SIZE, NO_RFC7540_PRIORITIES = 6, 9
 
-PSEUDO_HEADERS = 4  # they come on top of the fields that L-3 counts
-UNLIMITED = 1 << 62
+PSEUDO_HEADERS: Final = 4  # they come on top of the fields that L-3 counts
+UNLIMITED: Final = 1 << 62
 
 
 class StreamState:

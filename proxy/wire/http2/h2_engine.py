@@ -52,8 +52,8 @@ from proxy.wire.http2.server import Http2Server
 from proxy.wire.limits import WireLimits
 
 COMPRESSION_ERROR: Final = 0x9
-_DEFAULT_WINDOW = 65535
-_PING = b"sidewall"
+_DEFAULT_WINDOW: Final = 65535
+_PING: Final = b"sidewall"
 
 
 class _Connection(H2Connection):

@@ -8,19 +8,20 @@ equal plain ones. Callers get a list of their own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from proxy.wire.events import Field, Headers, ResponseHead
 from proxy.wire.framing import check_sizes
 from proxy.wire.limits import WireLimits
 from proxy.wire.validate import check_h2_response, check_trailers
 
-_MOST_FIELDS = 4
-_MOST_BYTES = 512
-_MOST_KNOWN = 512
-_LEAST_HEAD = 1024  # below such limits nothing is taken as known
+_MOST_FIELDS: Final = 6
+_MOST_BYTES: Final = 512
+_MOST_KNOWN: Final = 512
+_LEAST_HEAD: Final = 1024  # below such limits nothing is taken as known
 _Fields = Sequence[Field]
-_responses: dict[tuple[Field, ...], tuple[int, Headers, int | None]] = {}
-_trailers: dict[tuple[Field, ...], Headers] = {}
+_responses: Final[dict[tuple[Field, ...], tuple[int, Headers, int | None]]] = {}
+_trailers: Final[dict[tuple[Field, ...], Headers]] = {}
 
 
 def _key(fields: _Fields, limits: WireLimits) -> tuple[Field, ...] | None:

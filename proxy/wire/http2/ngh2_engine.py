@@ -35,10 +35,10 @@ from proxy.wire.http2.engine import (
 from proxy.wire.http2.server import Http2Server
 from proxy.wire.limits import WireLimits
 
-_LONGEST_SENT_BLOCK = 1 << 20  # what we send was bounded when we received it
+_LONGEST_SENT_BLOCK: Final = 1 << 20  # what we send was bounded when we received it
 # RFC 9218 serves streams one after the other unless they are incremental. Ours have nothing to do with each other:
 # a download must not starve a small answer where both share a narrow connection window.
-_IN_TURNS = ngh2.Priority(3, True)
+_IN_TURNS: Final = ngh2.Priority(3, True)
 
 
 def _configuration(limits: WireLimits) -> ngh2.Configuration:
