@@ -30,10 +30,15 @@ def missing() -> str | None:
     return None if found else "no C compiler for the compiled build"
 
 
+def is_built() -> bool:
+    """Whether `build` would return at once: this state of the sources was built before."""
+    return _folder().is_dir()
+
+
 @cache
 def build() -> Path:
     """The folder to put on PYTHONPATH. Takes minutes the first time. Raises BenchmarkError."""
-    folder = ROOT / "build" / f"compiled-{_digest()}"
+    folder = _folder()
     if folder.is_dir():
         return folder
     print("building the compiled wheel (some minutes, once) ...", file=sys.stderr, flush=True)
@@ -60,6 +65,10 @@ def _wheel(target: Path) -> None:
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BenchmarkError(f"the compiled build failed: {done.stderr[-2000:]}")
+
+
+def _folder() -> Path:
+    return ROOT / "build" / f"compiled-{_digest()}"
 
 
 def _digest() -> str:
