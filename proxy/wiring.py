@@ -131,8 +131,10 @@ def make_caps(config: model.Config) -> Caps:
 
 
 def wire_limits(config: model.Config, max_header: int = 0) -> WireLimits:
-    """The limits of the engines: the fields of ``WireLimits`` are settings of the same names."""
-    values = {name.name: getattr(config.limits, name.name) for name in fields(WireLimits)}
+    """The limits of the engines: the fields of ``WireLimits`` are settings of the same names, all but ``authority``,
+    which is not for a person to set."""
+    names = (name.name for name in fields(WireLimits) if name.name != "authority")
+    values = {name: getattr(config.limits, name) for name in names}
     if max_header:
         values["head"] = max_header
     return WireLimits(**values)
