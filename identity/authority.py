@@ -175,11 +175,15 @@ def sign_svid(
     rng: random.Random,
     ttl: timedelta = DEFAULT_TTL,
     dns_names: Sequence[str] = (),
+    min_ttl: timedelta = MIN_TTL,
 ) -> tuple[x509.Certificate, ...]:
     """Issue an X509-SVID: build, sign, check. Gives the chain as it is presented: leaf, then intermediates.
 
-    ``now``: aware. ``ttl`` from MIN_TTL to MAX_TTL, cut at the authority's end. Raises IssueError."""
-    builder = build_svid(authority, spiffe_id, public_key, now=now, rng=rng, ttl=ttl, dns_names=dns_names)
+    ``now``: aware. ``ttl`` from ``min_ttl`` (less than a minute is for drills) to MAX_TTL, cut at the authority's
+    end. Raises IssueError."""
+    builder = build_svid(
+        authority, spiffe_id, public_key, now=now, rng=rng, ttl=ttl, dns_names=dns_names, min_ttl=min_ttl
+    )
     leaf = sign(builder, authority.key)
     check_issued(leaf, authority, spiffe_id, public_key, now=now, ttl=ttl)
     return (leaf, *authority.chain)
@@ -194,9 +198,10 @@ def build_svid(
     rng: random.Random,
     ttl: timedelta = DEFAULT_TTL,
     dns_names: Sequence[str] = (),
+    min_ttl: timedelta = MIN_TTL,
 ) -> x509.CertificateBuilder:
     """The profile of C-5, unsigned. Raises IssueError when the request itself is not acceptable."""
-    _check_request(authority, spiffe_id, public_key, ttl, dns_names)
+    _check_request(authority, spiffe_id, public_key, ttl, dns_names, min_ttl)
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(spiffe_id))]
     names += [x509.DNSName(name) for name in dns_names]
     subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Sidewall")])
@@ -218,14 +223,19 @@ def build_svid(
 
 
 def _check_request(
-    authority: Authority, spiffe_id: SpiffeId, public_key: PublicKey, ttl: timedelta, dns_names: Sequence[str]
+    authority: Authority,
+    spiffe_id: SpiffeId,
+    public_key: PublicKey,
+    ttl: timedelta,
+    dns_names: Sequence[str],
+    min_ttl: timedelta,
 ) -> None:
     if spiffe_id.trust_domain != authority.trust_domain:
         raise IssueError(f"{spiffe_id} is not of the trust domain {authority.trust_domain}")
     if not spiffe_id.path:
         raise IssueError("the ID of the trust domain itself is not given to workloads")
-    if not MIN_TTL <= ttl <= MAX_TTL:
-        raise IssueError(f"a life of {ttl} is not between {MIN_TTL} and {MAX_TTL}")
+    if not min_ttl <= ttl <= MAX_TTL:
+        raise IssueError(f"a life of {ttl} is not between {min_ttl} and {MAX_TTL}")
     if len(dns_names) > _MAX_DNS_NAMES:
         raise IssueError(f"more than {_MAX_DNS_NAMES} DNS names")
     try:

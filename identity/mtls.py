@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Final, Literal, NamedTuple
 from weakref import WeakKeyDictionary
@@ -38,6 +38,7 @@ from identity.svid import (
     PeerIdentity,
     Role,
     SvidError,
+    TrustBundle,
     X509Context,
     check_leaf,
     check_peer_chain,
@@ -106,15 +107,23 @@ class TlsFacts(NamedTuple):
 
 
 def server_context(
-    context: X509Context, *, alpn: Sequence[bytes], minimum: Literal["1.3", "1.2"] = "1.3"
+    context: X509Context,
+    *,
+    alpn: Sequence[bytes],
+    minimum: Literal["1.3", "1.2"] = "1.3",
+    strangers: bool = False,
 ) -> SSL.Context:
     """A context for accepting: a client certificate is required. ``alpn`` in order of our preference; a
-    client that offers none gets none, one that offers only others an alert.
+    client that offers none gets none, one that offers only others an alert. ``strangers``: a certificate is
+    asked for, and who shows none comes in all the same, without an identity (attestation to the authority).
 
     Raises SSL.Error when OpenSSL does not take the SVID."""
     made = SSL.Context(SSL.TLS_SERVER_METHOD)
     made.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE)
-    _fill(made, context, "client", minimum)
+    _fill(made, context.bundles, "client", minimum)
+    _use_svid(made, context)
+    if strangers:
+        made.set_verify(SSL.VERIFY_PEER, made.get_app_data())
     if alpn:
         made.set_alpn_select_callback(_alpn_choice(tuple(alpn)))
     return made
@@ -126,23 +135,38 @@ def client_context(
     """A context for dialling. It checks no host name: the SPIFFE ID is the name, and comparing it with what
     was configured (S-7) is for the caller of ``peer_identity``. Raises SSL.Error."""
     made = SSL.Context(SSL.TLS_CLIENT_METHOD)
-    _fill(made, context, "server", minimum)
+    _fill(made, context.bundles, "server", minimum)
+    _use_svid(made, context)
     if alpn:
         made.set_alpn_protos(list(alpn))
     return made
 
 
+def stranger_context(bundles: Mapping[str, TrustBundle], *, alpn: Sequence[bytes]) -> SSL.Context:
+    """A context for dialling by someone who has no SVID yet: the server is judged as always, by ``bundles``."""
+    made = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    _fill(made, bundles, "server", "1.3")
+    made.set_alpn_protos(list(alpn))
+    return made
+
+
 def peer_identity(
-    conn: SSL.Connection, context: X509Context, *, now: datetime, role: Role | None = None
+    conn: SSL.Connection,
+    context: X509Context | Mapping[str, TrustBundle],
+    *,
+    now: datetime,
+    role: Role | None = None,
 ) -> PeerIdentity:
     """Judge the peer of a finished handshake from the DER that it presented. To be called every time.
 
-    ``context`` may be newer than the one the handshake began with; the newer bundle then decides. ``role``
-    is the peer's part and known from our own contexts; a wrong one raises ValueError. Raises SvidError."""
+    ``context`` (or only its bundles) may be newer than the one the handshake began with; the newer bundle then
+    decides. ``role`` is the peer's part and known from our own contexts; a wrong one raises ValueError. Raises
+    SvidError."""
     expected = _verifier(conn).peer_role
     if role is not None and role != expected:
         raise ValueError(f"the peer of this connection is the {expected}")
-    return check_peer_chain(presented_chain(conn), context.bundles, now=now, role=expected)
+    bundles = context.bundles if isinstance(context, X509Context) else context
+    return check_peer_chain(presented_chain(conn), bundles, now=now, role=expected)
 
 
 def presented_chain(conn: SSL.Connection) -> list[bytes]:
@@ -194,16 +218,15 @@ def openssl_version() -> str:
 # -- contexts -----------------------------------------------------------------------------------------------
 
 
-def _fill(made: SSL.Context, context: X509Context, peer_role: Role, minimum: str) -> None:
+def _fill(made: SSL.Context, bundles: Mapping[str, TrustBundle], peer_role: Role, minimum: str) -> None:
     made.set_min_proto_version(_MINIMUM[minimum])
     made.set_cipher_list(_TLS12_CIPHERS)
     made.set_tls13_ciphersuites(_TLS13_SUITES)
     made.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION)
     made.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     made.set_mode(SSL.MODE_RELEASE_BUFFERS)  # 34 kB less for each idle connection (F-14)
-    _use_svid(made, context)
-    _trust(made, context)
-    verifier = _Verifier(context, peer_role)
+    _trust(made, bundles)
+    verifier = _Verifier(bundles, peer_role)
     made.set_app_data(verifier)
     made.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, verifier)
     made.set_verify_depth(MAX_DEPTH - 1)  # OpenSSL counts the intermediates only
@@ -216,19 +239,24 @@ def _use_svid(made: SSL.Context, context: X509Context) -> None:
         made.add_extra_chain_cert(cert)
     made.use_privatekey(context.svid.key)
     made.check_privatekey()
+    for cert in _vouched_intermediates(context):
+        _store(made).add_cert(crypto.X509.from_cryptography(cert))
 
 
-def _trust(made: SSL.Context, context: X509Context) -> None:
+def _trust(made: SSL.Context, bundles: Mapping[str, TrustBundle]) -> None:
+    store = _store(made)
+    # An authority of a bundle is an anchor whether or not it is self-signed, as with Go's x509.Verify.
+    store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+    for bundle in bundles.values():
+        for cert in bundle.authorities:
+            store.add_cert(crypto.X509.from_cryptography(cert))
+
+
+def _store(made: SSL.Context) -> crypto.X509Store:
     store = made.get_cert_store()
     if store is None:  # cannot be: OpenSSL makes one with each context
         raise SSL.Error("the context has no certificate store")
-    # An authority of a bundle is an anchor whether or not it is self-signed, as with Go's x509.Verify.
-    store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
-    for bundle in context.bundles.values():
-        for cert in bundle.authorities:
-            store.add_cert(crypto.X509.from_cryptography(cert))
-    for cert in _vouched_intermediates(context):
-        store.add_cert(crypto.X509.from_cryptography(cert))
+    return store
 
 
 def _vouched_intermediates(context: X509Context) -> list[x509.Certificate]:
@@ -268,10 +296,10 @@ class _Verifier:
     It never raises, and what it cannot judge it refuses. The reason is kept with the connection until
     ``handshake_failure`` asks for it, because an alert can carry none of our words."""
 
-    def __init__(self, context: X509Context, peer_role: Role) -> None:
+    def __init__(self, bundles: Mapping[str, TrustBundle], peer_role: Role) -> None:
         self.peer_role: Role = peer_role
         self.refusals: WeakKeyDictionary[SSL.Connection, SvidError] = WeakKeyDictionary()
-        self._trust_domains = frozenset(context.bundles)
+        self._trust_domains = frozenset(bundles)
         self._kept: set[bytes] = set()
 
     def __call__(self, conn: SSL.Connection, cert: crypto.X509, code: int, depth: int, ok: int) -> bool:

@@ -103,7 +103,7 @@ class _Expiry:
             self._on_event(name, {"spiffe_id": str(context.id), "not_after": context.not_after})
 
 
-class _Source:
+class RenewedSource:
     """What both sources share: the published value, its events, and the waiting."""
 
     def __init__(self, on_event: OnEvent, wall: Wall, rng: random.Random | None) -> None:
@@ -152,7 +152,7 @@ class _Source:
             self._on_event("identity_refused", {**facts, "failures": self._failures})
 
 
-class FileSource(_Source):
+class FileSource(RenewedSource):
     """An SVID, its key and bundles in files that others renew."""
 
     def __init__(
@@ -198,7 +198,7 @@ class FileSource(_Source):
         self._publish(live, context, context.not_before)
 
 
-class LocalCaSource(_Source):
+class LocalCaSource(RenewedSource):
     """SVIDs of our own making, from the folder of an offline CA."""
 
     def __init__(

@@ -66,7 +66,11 @@ class LocalPeer(Protocol):
     @property
     def gid(self) -> int: ...
     def still_there(self) -> bool:
-        """Whether the very process that connected still runs, with the credentials it had."""
+        """Whether the very process that connected still runs, with the credentials it had. False once closed."""
+        ...
+
+    def close(self) -> None:
+        """The connection has ended: let go of what the process is held by."""
         ...
 
 

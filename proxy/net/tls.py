@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import datetime
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from OpenSSL import SSL
 
 from identity import mtls
-from identity.svid import PeerIdentity, SvidError, X509Context
+from identity.svid import PeerIdentity, SvidError, TrustBundle, X509Context
 from proxy.net.poller import READ, WRITE, Poller, Timer
 from proxy.net.stream import TlsStream
 
 Done = Callable[[TlsStream, PeerIdentity, str], None]  # stream, who, ALPN ("" = none)
 Failed = Callable[[str, str], None]  # word of PEER_REASONS, detail for operators
+Stranger = Callable[[TlsStream, str], None]  # stream, ALPN: the peer has shown no certificate
 
 
 class Credentials:
@@ -32,12 +33,18 @@ class Credentials:
         self.minimum = minimum
         self._made: dict[tuple[str, tuple[bytes, ...]], SSL.Context] = {}
 
+    @property
+    def bundles(self) -> Mapping[str, TrustBundle]:
+        """By what peers are judged."""
+        return self.context.bundles
+
     def expired(self, wall: float) -> bool:
         """Whether our own SVID has ended at wall-clock time ``wall``."""
         return wall >= self.context.not_after
 
-    def server(self, alpn: tuple[bytes, ...]) -> SSL.Context:
-        return self._get("server", alpn)
+    def server(self, alpn: tuple[bytes, ...], *, strangers: bool = False) -> SSL.Context:
+        """``strangers``: see ``mtls.server_context``."""
+        return self._get("open server" if strangers else "server", alpn)
 
     def client(self, alpn: tuple[bytes, ...]) -> SSL.Context:
         return self._get("client", alpn)
@@ -45,21 +52,60 @@ class Credentials:
     def _get(self, side: str, alpn: tuple[bytes, ...]) -> SSL.Context:
         made = self._made.get((side, alpn))
         if made is None:
-            build = mtls.server_context if side == "server" else mtls.client_context
-            made = build(self.context, alpn=alpn, minimum="1.2" if self.minimum == "1.2" else "1.3")
-            self._made[side, alpn] = made
+            made = self._made[side, alpn] = self._make(side, alpn)
         return made
+
+    def _make(self, side: str, alpn: tuple[bytes, ...]) -> SSL.Context:
+        minimum: Literal["1.2", "1.3"] = "1.2" if self.minimum == "1.2" else "1.3"
+        if side == "client":
+            return mtls.client_context(self.context, alpn=alpn, minimum=minimum)
+        return mtls.server_context(self.context, alpn=alpn, minimum=minimum, strangers=side == "open server")
 
     def judge(self, tls: SSL.Connection, role: Literal["client", "server"], wall: float) -> PeerIdentity:
         """Who the peer is. ``role`` is what the *peer* was in the handshake. Raises SvidError."""
         now = datetime.datetime.fromtimestamp(wall, datetime.UTC)
-        return mtls.peer_identity(tls, self.context, now=now, role=role)
+        return mtls.peer_identity(tls, self.bundles, now=now, role=role)
+
+
+class StrangerCredentials(Credentials):
+    """Of someone who has no SVID yet and only dials: it shows nothing, and judges the server by ``bundles``."""
+
+    def __init__(self, bundles: Mapping[str, TrustBundle]) -> None:
+        self.minimum = "1.3"
+        self._bundles = bundles
+        self._made = {}
+
+    @property
+    def bundles(self) -> Mapping[str, TrustBundle]:
+        return self._bundles
+
+    def expired(self, wall: float) -> bool:
+        return False
+
+    def _make(self, side: str, alpn: tuple[bytes, ...]) -> SSL.Context:
+        if side != "client":
+            raise ValueError("nobody can serve without an SVID")
+        return mtls.stranger_context(self._bundles, alpn=alpn)
 
 
 class Handshake:
-    """One handshake. Owns the socket until it calls ``done`` (stream handed over) or ``failed`` (closed)."""
+    """One handshake. Owns the socket until it calls ``done`` (stream handed over) or ``failed`` (closed).
 
-    __slots__ = ("_credentials", "_done", "_failed", "_mask", "_poller", "_role", "_sock", "_timer", "_tls")
+    ``stranger`` (servers only): called in place of ``done`` when the peer has shown no certificate at all; without
+    it that is a failure. A certificate that is shown is judged in either case."""
+
+    __slots__ = (
+        "_credentials",
+        "_done",
+        "_failed",
+        "_mask",
+        "_poller",
+        "_role",
+        "_sock",
+        "_stranger",
+        "_timer",
+        "_tls",
+    )
 
     def __init__(
         self,
@@ -73,14 +119,17 @@ class Handshake:
         done: Done,
         failed: Failed,
         server_name: str = "",
+        stranger: Stranger | None = None,
     ) -> None:
         self._poller = poller
         self._sock = sock
         self._credentials = credentials
+        self._stranger = stranger
         self._role: Literal["client", "server"] = "client" if server else "server"
         self._done = done
         self._failed = failed
-        context = credentials.server(alpn) if server else credentials.client(alpn)
+        strangers = stranger is not None
+        context = credentials.server(alpn, strangers=strangers) if server else credentials.client(alpn)
         self._tls = SSL.Connection(context, sock)
         if server:
             self._tls.set_accept_state()
@@ -117,16 +166,22 @@ class Handshake:
             self._poller.modify(self._sock.fileno(), mask)
 
     def _finish(self) -> None:
+        if self._stranger is not None and self._tls.get_peer_certificate() is None:
+            self._stranger(*self._hand_over())
+            return
         try:
             peer = self._credentials.judge(self._tls, self._role, self._poller.wall())
         except SvidError as error:
             self._fail(error.why, error.detail)
             return
+        stream, alpn = self._hand_over()
+        self._done(stream, peer, alpn)
+
+    def _hand_over(self) -> tuple[TlsStream, str]:
         self._timer.cancel()
         self._poller.unregister(self._sock.fileno())
         alpn = self._tls.get_alpn_proto_negotiated().decode("ascii", "replace")
-        stream = TlsStream(self._poller, self._sock, self._tls)
-        self._done(stream, peer, alpn)
+        return TlsStream(self._poller, self._sock, self._tls), alpn
 
     def _fail(self, why: str, detail: str) -> None:
         self._timer.cancel()

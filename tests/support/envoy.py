@@ -46,6 +46,31 @@ class Keys:
         return cls(chain, key, write_bundle(context, folder), context.svid.id.trust_domain)
 
 
+@dataclass(frozen=True)
+class Sds:
+    """In place of files: the socket of a secret discovery service, and the names of what is asked for there."""
+
+    path: str
+    certificate: str = "default"
+    trust: str = "ROOTCA"
+    patience: str = "15s"  # until Envoy starts without a secret
+
+    def secret(self, name: str) -> Json:
+        service = {"api_type": "GRPC", "transport_api_version": "V3", "grpc_services": [_SDS_SERVICE]}
+        source = {"resource_api_version": "V3", "initial_fetch_timeout": self.patience, "api_config_source": service}
+        return {"name": name, "sds_config": source}
+
+    def cluster(self) -> Json:
+        """The agent, as a cluster of this Envoy."""
+        cluster = _cluster(0, http2=True)
+        endpoint = {"endpoint": {"address": {"pipe": {"path": self.path}}}}
+        cluster["load_assignment"] = {"cluster_name": "agent", "endpoints": [{"lb_endpoints": [endpoint]}]}
+        return {**cluster, "name": "agent"}
+
+
+_SDS_SERVICE: Json = {"envoy_grpc": {"cluster_name": "agent"}}
+
+
 def _address(port: int) -> Json:
     return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
 
@@ -54,13 +79,25 @@ def _typed(name: str, kind: str, value: Mapping[str, Any]) -> Json:
     return {"name": name, "typed_config": {"@type": f"type.googleapis.com/{kind}", **value}}
 
 
-def _common_tls(keys: Keys, alpn: list[str]) -> Json:
+# As a client Envoy offers at most TLS 1.2 unless it is told.
+_ONLY_TLS13: Json = {
+    "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"}
+}
+
+
+def _common_tls(keys: Keys | Sds, alpn: list[str]) -> Json:
+    if isinstance(keys, Sds):
+        return {
+            **_ONLY_TLS13,
+            "alpn_protocols": alpn,
+            "tls_certificate_sds_secret_configs": [keys.secret(keys.certificate)],
+            "validation_context_sds_secret_config": keys.secret(keys.trust),
+        }
     trust = {"name": keys.trust_domain, "trust_bundle": {"filename": str(keys.bundle)}}
     validator = "envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig"
     return {
+        **_ONLY_TLS13,
         "alpn_protocols": alpn,
-        # As a client Envoy offers at most TLS 1.2 unless it is told.
-        "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
         "tls_certificates": [
             {"certificate_chain": {"filename": str(keys.chain)}, "private_key": {"filename": str(keys.key)}}
         ],
@@ -72,11 +109,13 @@ def _common_tls(keys: Keys, alpn: list[str]) -> Json:
     }
 
 
-def _cluster(port: int, *, http2: bool) -> Json:
+def _cluster(port: int, *, http2: bool, requests: int = 0) -> Json:
     # A client that has not read SETTINGS yet must not open more streams than the other side allows.
     explicit = {"http2_protocol_options": {"max_concurrent_streams": 100}} if http2 else {"http_protocol_options": {}}
     kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
     options = {"@type": f"type.googleapis.com/{kind}", "explicit_http_config": explicit}
+    if requests:  # a new connection, and with it a handshake, after so many
+        options["common_http_protocol_options"] = {"max_requests_per_connection": requests}
     endpoints = [{"lb_endpoints": [{"endpoint": {"address": _address(port)}}]}]
     return {
         "name": "next",
@@ -109,19 +148,29 @@ def _config(listen: int, admin: int, manager: Json, cluster: Json, transport: Js
     }
 
 
-def client_sidecar(listen: int, admin: int, next_port: int, keys: Keys, *, http2: bool) -> Json:
-    """Plaintext in, mTLS out."""
-    cluster = _cluster(next_port, http2=http2)
+def client_sidecar(
+    listen: int, admin: int, next_port: int, keys: Keys | Sds, *, http2: bool, requests: int = 0
+) -> Json:
+    """Plaintext in, mTLS out. ``requests``: on one connection, at most."""
+    cluster = _cluster(next_port, http2=http2, requests=requests)
     cluster["transport_socket"] = _typed(
         "envoy.transport_sockets.tls",
         "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
         {"common_tls_context": _common_tls(keys, ["h2" if http2 else "http/1.1"])},
     )
-    return _config(listen, admin, {}, cluster)
+    return _with_agent(_config(listen, admin, {}, cluster), keys)
 
 
 def server_sidecar(
-    listen: int, admin: int, next_port: int, keys: Keys, *, http2: bool, alpn: list[str], allow: str, prefix: str
+    listen: int,
+    admin: int,
+    next_port: int,
+    keys: Keys | Sds,
+    *,
+    http2: bool,
+    alpn: list[str],
+    allow: str,
+    prefix: str,
 ) -> Json:
     """mTLS in, plaintext out; only ``allow`` (a SPIFFE ID) may call, and only paths that begin with ``prefix``."""
     transport = _typed(
@@ -141,7 +190,13 @@ def server_sidecar(
             _typed("envoy.filters.http.rbac", "envoy.extensions.filters.http.rbac.v3.RBAC", {"rules": rules})
         ],
     }
-    return _config(listen, admin, manager, _cluster(next_port, http2=http2), transport)
+    return _with_agent(_config(listen, admin, manager, _cluster(next_port, http2=http2), transport), keys)
+
+
+def _with_agent(config: Json, keys: Keys | Sds) -> Json:
+    if isinstance(keys, Sds):
+        config["static_resources"]["clusters"].append(keys.cluster())
+    return config
 
 
 def free_port() -> int:

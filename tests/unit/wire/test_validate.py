@@ -742,3 +742,13 @@ def test_illegal_bytes_in_trailers_are_refused(field: tuple[bytes, bytes], reaso
     with pytest.raises(MalformedRequest) as caught:
         check_trailers([field])
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("authority", [b"tmp%2Fagent.sock", b"", b"a@b", b"x:99999"])
+def test_where_there_is_no_authority_any_will_do_and_none_is_believed(authority: bytes) -> None:
+    fields = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/a"), (b":authority", authority)]
+    with pytest.raises(MalformedRequest):
+        check_h2_request(fields, WireLimits())
+    head = check_h2_request([*fields, (b"host", b"admin")], WireLimits(authority="ignore"))
+    assert (head.authority, head.host) == (b"localhost", b"localhost")
+    assert head.headers == []
