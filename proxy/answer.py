@@ -56,6 +56,7 @@ ANSWERS: Final[dict[str, Answer]] = {
     "deny_policy_matched": _DENIED,
     "mtls_required": _DENIED,
     "authorization_failed": _DENIED,
+    "quarantined": _DENIED,
     "route_not_found": Answer(404, 12, "NR", "proxy", "headers", False, "no route"),
     "upstream_not_configured": Answer(503, 14, "NC", "proxy", "headers", True, "upstream not configured"),
     "no_healthy_endpoint": Answer(503, 14, "UH", "upstream", "connect", True, "no endpoint"),
@@ -116,11 +117,14 @@ def render_http(
 
 def render_grpc(answer: Answer, reason: str, decision_id: str = "") -> Headers:
     """A trailers-only gRPC answer (gRPC over HTTP/2, Responses): status 200, everything in one block."""
-    message = f"{answer.title}: {reason}".encode()
+    return [(b"content-type", b"application/grpc"), *render_grpc_end(answer, reason, decision_id)]
+
+
+def render_grpc_end(answer: Answer, reason: str, decision_id: str = "") -> Headers:
+    """The trailers that end a gRPC call of which the caller has seen the beginning."""
     headers: Headers = [
-        (b"content-type", b"application/grpc"),
         (b"grpc-status", str(answer.grpc).encode()),
-        (b"grpc-message", message),
+        (b"grpc-message", f"{answer.title}: {reason}".encode()),
         (b"x-sidewall-reason", reason.encode()),
     ]
     if decision_id:

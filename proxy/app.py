@@ -27,7 +27,7 @@ from config.load import Loaded
 from config.problems import ConfigError, render
 from config.watch import watch
 from identity.svid import X509Context
-from proxy import status, wiring
+from proxy import quarantining, status, wiring
 from proxy.admin import Admin
 from proxy.lifecycle import Runtime, Worker
 from proxy.net.listener import Address, Bucket, Listener, ListenFailed, bind
@@ -56,6 +56,9 @@ class Process:
             log.warning(warning, extra={"event": "telemetry.warning"})
         runtime = Runtime(1, wiring.compile_runtime(loaded))
         self.worker = Worker(self.poller, self.telemetry, runtime, wiring.make_caps(loaded.config))
+        kept = quarantining.file_for(wiring.admin_socket(loaded.config, None))
+        self.quarantining = quarantining.Quarantining(self.worker, kept)
+        self.worker.set_quarantine(quarantining.load(kept, self.started))
         self.trust_domain = wiring.find_trust_domain(loaded.config)
         self.live: Live[X509Context | None] | None = None
         self.services: dict[str, HttpService] = {}
@@ -362,6 +365,9 @@ def serve(
     except ListenFailed as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except quarantining.QuarantineUnreadable as error:
+        sys.stderr.write(f"error: {error}\n")
+        return _CONFIG_EXIT
 
 
 def _calm_collector() -> None:

@@ -12,16 +12,16 @@ _TIMEOUT = 5.0
 _MOST = 16 * 1024 * 1024
 
 
-async def ask(path: str, method: str, target: str) -> tuple[int, bytes]:
+async def ask(path: str, method: str, target: str, body: bytes = b"") -> tuple[int, bytes]:
     """Status and body; (503, words) when nobody answers."""
     try:
         with trio.fail_after(_TIMEOUT):
-            return await _ask(path, method.encode(), target.encode())
+            return await _ask(path, method.encode(), target.encode(), body)
     except (OSError, trio.TooSlowError, trio.BrokenResourceError) as error:
         return 503, str(error).encode() or b"no answer"
 
 
-async def _ask(path: str, method: bytes, target: bytes) -> tuple[int, bytes]:
+async def _ask(path: str, method: bytes, target: bytes, body: bytes) -> tuple[int, bytes]:
     engine = Http1Client(WireLimits())
     head = RequestHead(
         method=method,
@@ -32,10 +32,12 @@ async def _ask(path: str, method: bytes, target: bytes) -> tuple[int, bytes]:
         target=target,
         headers=[],
         version=11,
-        length=0,
+        length=len(body),
     )
     async with await trio.open_unix_socket(path) as stream:
-        engine.open_stream(head, [], end_stream=True)
+        stream_id = engine.open_stream(head, [], end_stream=not body)
+        if body:
+            engine.send_data(stream_id, body, True)
         await stream.send_all(engine.take())
         return await _read(engine, stream)
 

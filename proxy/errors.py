@@ -55,6 +55,7 @@ REASONS: Final = MALFORMED | frozenset(
         "deny_policy_matched",
         "mtls_required",
         "authorization_failed",
+        "quarantined",
         # routing and endpoints
         "route_not_found",
         "upstream_not_configured",

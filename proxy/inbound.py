@@ -107,6 +107,8 @@ class Inbound(HttpService):
         runtime = self.worker.runtime
         record.generation = runtime.generation  # of the decision: it may be asked again after a swap
         try:
+            if self.worker.quarantine is not None:
+                self.worker.check_quarantine(peer.principal if peer is not None else None, self.worker.principal)
             permit = runtime.decisions.authorize(
                 principal=peer.principal if peer is not None else None,
                 namespace=peer.id.namespace if peer is not None else None,
@@ -150,6 +152,7 @@ class Inbound(HttpService):
             source_ip=accepted.peer_host,
         )
         try:
+            self.worker.check_quarantine(request.principal, self.worker.principal)
             permit = authorize(self.worker.runtime.policies, request)
         except AccessDenied as error:
             record.decision, record.reason, record.flags = error.decision, error.reason, "RBAC"
@@ -160,6 +163,10 @@ class Inbound(HttpService):
         self.join(stream, permit, record, lambda: self._judge_tcp(request))
 
     def _judge_tcp(self, request: AccessRequest) -> str:
+        try:
+            self.worker.check_quarantine(request.principal, self.worker.principal)
+        except AccessDenied as error:
+            return error.reason
         return "" if (found := decide(self.worker.runtime.policies, request)).allowed else found.reason
 
     # -- what the app is told -----------------------------------------------------------------------------

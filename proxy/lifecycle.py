@@ -26,6 +26,7 @@ from proxy.net.splice import Splice
 from proxy.net.tls import Credentials
 from proxy.observe.telemetry import Telemetry
 from proxy.policy.engine import CompiledPolicies, DecisionCache
+from proxy.policy.quarantine import Quarantine
 from proxy.upstream.cluster import Cluster
 
 _SWEEP: Final = 0.5  # seconds between two looks at every clock
@@ -91,6 +92,7 @@ class Worker:
         self.listeners: dict[str, Listener] = {}
         self.clusters: dict[str, Cluster] = {}
         self.leaving: list[Cluster] = []  # taken out by a reload, with exchanges still open
+        self.quarantine: Quarantine | None = None  # None: nobody is in quarantine
         self.handshaking = 0
         rate = caps.handshakes_per_second
         self.pace = Bucket(rate, rate, poller.now) if rate else None
@@ -158,12 +160,34 @@ class Worker:
 
     # -- change -------------------------------------------------------------------------------------------
 
+    @property
+    def principal(self) -> str | None:
+        """Our own SPIFFE ID without its scheme; None before there is one."""
+        return self.credentials.context.id.principal if self.credentials is not None else None
+
+    def check_quarantine(self, caller: str | None, callee: str | None) -> None:
+        """Raises AccessDenied when one of the two is in quarantine."""
+        if self.quarantine is not None:
+            self.quarantine.check(caller, callee, self.poller.wall())
+
+    def set_quarantine(self, quarantine: Quarantine) -> None:
+        """Refuse these from now on, and end what is open with them."""
+        self.quarantine = quarantine if len(quarantine) else None
+        self.poller.run(self._judge_again)
+
+    def _refuse_upstreams(self) -> None:
+        own, now, quarantine = self.principal, self.poller.wall(), self.quarantine or Quarantine()
+        for cluster in self.clusters.values():
+            named = {uri: uri.removeprefix("spiffe://") for uri in cluster.settings.expect}
+            cluster.refuse(frozenset(uri for uri, far in named.items() if quarantine.hit(own, far, now)))
+
     def swap(self, runtime: Runtime) -> None:
         """Use ``runtime`` from the next exchange on, and judge again what is open."""
         self.runtime = runtime
         self.poller.run(self._judge_again)
 
     def _judge_again(self) -> None:
+        self._refuse_upstreams()
         for connection in list(self.connections):
             judge = getattr(connection.service, "judge_again", None)
             if judge is not None:
@@ -180,9 +204,16 @@ class Worker:
             await trio.sleep(_SWEEP)
             await self._in_slices(list(self.connections), lambda c, now: c.sweep(now))
             self.poller.run(self._sweep_splices)
+            self._end_quarantines()
             for cluster in [*self.clusters.values(), *self.leaving]:
                 self.poller.run(lambda c=cluster: c.sweep(self.poller.now))  # type: ignore[misc]
             self.leaving = [cluster for cluster in self.leaving if cluster.open_connections]
+
+    def _end_quarantines(self) -> None:
+        if self.quarantine is not None:
+            live = self.quarantine.live(self.poller.wall())
+            if len(live) < len(self.quarantine):
+                self.set_quarantine(live)
 
     def retire(self, name: str) -> None:
         """Take a cluster out of use; it is looked after until its last connection has ended."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from proxy.errors import AccessDenied
 from proxy.fields import Sorted
 from proxy.http.exchange import Exchange
 from proxy.http.facts import Facts
@@ -32,12 +33,21 @@ class Outbound(HttpService):
     def accept(self, accepted: Accepted) -> None:
         stream = Stream(self.worker.poller, accepted.sock)
         if self.settings.protocol == "tcp":
-            record = self.connection_record(accepted, None, "")
-            self.join(stream, permit_configured(self.cluster.name), record)
+            self._join_app(accepted, stream)
         elif self.settings.protocol == "auto":
             _Sniffer(self, accepted, stream).start(self.worker.poller)
         else:
             self.serve(accepted, stream, b"", http2=self.settings.protocol == "h2")
+
+    def _join_app(self, accepted: Accepted, stream: Stream) -> None:
+        record = self.connection_record(accepted, None, "")
+        reason = self._judge_upstream()
+        if reason:
+            record.reason, record.flags = reason, "RBAC"
+            stream.abort()
+            self.end(record)
+            return
+        self.join(stream, permit_configured(self.cluster.name), record, self._judge_upstream)
 
     def serve(self, accepted: Accepted, stream: Stream, early: bytes, *, http2: bool) -> None:
         """Make a connection of ``stream``; ``early`` bytes were read while sniffing."""
@@ -61,7 +71,24 @@ class Outbound(HttpService):
             connection.on_data(early)
 
     def authorize(self, exchange: Exchange) -> Permit:
+        if self.worker.quarantine is not None:
+            self._check_quarantine()
         return permit_configured(self.cluster.name)
+
+    def _check_quarantine(self) -> None:
+        """Raises AccessDenied when we are in quarantine, or all that the upstream could be."""
+        expected, refused = self.cluster.settings.expect, self.cluster.refused
+        if not expected:
+            self.worker.check_quarantine(self.worker.principal, None)
+        elif expected <= refused:
+            self.worker.check_quarantine(self.worker.principal, min(refused).removeprefix("spiffe://"))
+
+    def _judge_upstream(self) -> str:
+        try:
+            self._check_quarantine()
+        except AccessDenied as error:
+            return error.reason
+        return ""
 
     def own_headers(self, exchange: Exchange, fields: Sorted) -> Headers:
         # What the app says about earlier hops passes on; the far side appends what it sees itself.

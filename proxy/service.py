@@ -238,9 +238,18 @@ class _Join:
         splice = Splice(self._near, far, self._finished)
         splice.idle = self._service.times.idle
         splice.cut_at = self._first_expiry()
-        splice.judge = self._judge
+        splice.judge = self._judge_again
         self._worker.spliced(splice)
         splice.start()
+
+    def _judge_again(self) -> str:
+        far = self._record.upstream_peer
+        try:
+            if far is not None:
+                self._worker.check_quarantine(self._worker.principal, far.principal)
+        except SidewallError as error:
+            return error.reason
+        return self._judge() if self._judge is not None else ""
 
     def _first_expiry(self) -> float:
         # S-4: neither the caller's nor the far side's certificate may end before the connection does.

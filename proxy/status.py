@@ -21,6 +21,7 @@ _OPENMETRICS = "application/openmetrics-text"
 def handlers(process: Process) -> tuple[dict[str, Handler], dict[str, Handler]]:
     """The pages (reads) and the verbs (changes) of one process."""
     pages = Pages(process)
+    quarantining = process.quarantining
     reads: dict[str, Handler] = {
         "/": pages.index,
         "/live": pages.live,
@@ -35,9 +36,14 @@ def handlers(process: Process) -> tuple[dict[str, Handler], dict[str, Handler]]:
         "/listeners": pages.listeners,
         "/connections": pages.connections,
         "/policies": pages.policies,
+        "/quarantine": quarantining.show,
         "/debug/tasks": pages.tasks,
     }
-    changes: dict[str, Handler] = {"/reload": pages.reload, "/drain": pages.drain}
+    changes: dict[str, Handler] = {
+        "/reload": pages.reload,
+        "/drain": pages.drain,
+        "/quarantine": quarantining.change,
+    }
     return reads, changes
 
 

@@ -28,6 +28,9 @@ _FIRST_BACK_OFF = 0.1
 _LONGEST_BACK_OFF = 30.0
 _STABLE = 30.0  # seconds after which a worker's crash starts the back-off anew
 
+# Pages that say the same in each worker.
+_PAGES = ("/config", "/certs", "/clusters", "/listeners", "/connections", "/policies", "/quarantine", "/version")
+
 log = logging.getLogger("proxy.supervisor")
 
 
@@ -136,15 +139,15 @@ class Supervisor:
             "/metrics": self._metrics,
             "/status": self._status,
         }
-        for page in ("/config", "/certs", "/clusters", "/listeners", "/connections", "/policies", "/version"):
+        for page in _PAGES:
             reads[page] = self._first(page)
-        return reads, {"/reload": self._reload, "/drain": self._drain}
+        return reads, {"/reload": self._reload, "/drain": self._drain, "/quarantine": self._quarantine}
 
-    async def _ask_all(self, method: str, path: str) -> list[tuple[int, bytes]]:
+    async def _ask_all(self, method: str, path: str, body: bytes = b"") -> list[tuple[int, bytes]]:
         replies: list[tuple[int, bytes]] = [(503, b"no answer")] * len(self._workers)
 
         async def one(index: int) -> None:
-            replies[index] = await ask(self._workers[index].socket, method, path)
+            replies[index] = await ask(self._workers[index].socket, method, path, body)
 
         async with trio.open_nursery() as nursery:
             for index in range(len(self._workers)):
@@ -202,6 +205,19 @@ class Supervisor:
         problems = refused["problems"] if refused else [] if ok else ["not every worker answers"]
         generation = min((body["generation"] for body in bodies), default=0)
         return json_reply({"ok": ok, "generation": generation, "problems": problems}, 200 if ok else 409)
+
+    async def _quarantine(self, request: Request) -> Reply:
+        """Every worker must have done it: one that has not would let through what the others refuse."""
+        replies = await self._ask_all("POST", "/quarantine", request.body)
+        failed = next((Reply(status, body) for status, body in replies if status != 200), None)
+        if failed is not None:
+            return failed
+        answers = [orjson.loads(body) for _, body in replies]
+        whole = dict(answers[0])
+        for key in ("streams", "connections"):
+            whole[key] = sum(answer[key] for answer in answers)
+        whole["milliseconds"] = max(answer["milliseconds"] for answer in answers)
+        return json_reply(whole)
 
     async def _drain(self, request: Request) -> Reply:
         self._begin_to_stop()

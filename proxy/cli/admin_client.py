@@ -44,11 +44,11 @@ class Target:
             return http.client.HTTPConnection(*_host_and_port(self.where), timeout=_TIMEOUT)
         return _UnixConnection(self.where)
 
-    def ask(self, method: str, path: str) -> tuple[int, bytes]:
+    def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         """Status and body. Raises Problem (69) when nobody answers."""
         connection = self._connection()
         try:
-            connection.request(method, path)
+            connection.request(method, path, body)
             response = connection.getresponse()
             return response.status, response.read()
         except PermissionError:
@@ -60,17 +60,17 @@ class Target:
         finally:
             connection.close()
 
-    def facts(self, method: str, path: str, *expected: str) -> dict[str, Any]:
+    def facts(self, method: str, path: str, *expected: str, body: bytes | None = None) -> dict[str, Any]:
         """The body: a JSON mapping with the ``expected`` keys. Raises Problem for whatever else answers."""
-        status, body = self.ask(method, path)
+        status, answer = self.ask(method, path, body)
         try:
-            found = json.loads(body)
+            found = json.loads(answer)
         except ValueError:
             found = None
         if isinstance(found, dict) and set(expected) <= set(found):
             return found
         hint = "is that a proxy's administrative socket or port?"
-        raise Problem(f"{self.where} answered {status}: {_first_line(body)}", hint, code=_UNREACHABLE)
+        raise Problem(f"{self.where} answered {status}: {_first_line(answer)}", hint, code=_UNREACHABLE)
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
@@ -89,7 +89,7 @@ def _first_line(body: bytes) -> str:
 
 
 def ask_all(
-    target: str | None, method: str, path: str, *expected: str
+    target: str | None, method: str, path: str, *expected: str, body: bytes | None = None
 ) -> tuple[list[tuple[Target, dict[str, Any]]], int]:
     """What the proxies meant by ``target`` answer, and how many did not.
 
@@ -100,7 +100,7 @@ def ask_all(
     silent: list[Problem] = []
     for proxy in proxies:
         try:
-            found.append((proxy, proxy.facts(method, path, *expected)))
+            found.append((proxy, proxy.facts(method, path, *expected, body=body)))
         except Problem as problem:
             silent.append(problem)
     if not found:

@@ -251,9 +251,9 @@ class ClientConnection(HttpConnection[ClientEngine]):
             (self.stream.abort if self.stream.pending else self.stream.close)()
             self.pool.lost(self)
 
-    def shut(self) -> None:
-        """Close now (shutdown)."""
-        self._fail_all("draining", "")
+    def shut(self, reason: str = "draining") -> None:
+        """Close now; what is open on it fails with ``reason``."""
+        self._fail_all(reason, "")
         self._close()
 
     # -- time ---------------------------------------------------------------------------------------------

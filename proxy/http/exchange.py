@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from proxy.answer import ANSWERS, Answer, answer_to, render_grpc, render_http
+from proxy.answer import ANSWERS, Answer, answer_to, render_grpc, render_grpc_end, render_http
 from proxy.errors import SidewallError
 from proxy.net.poller import Timer
 from proxy.net.stream import HIGH_WATER, LOW_WATER
@@ -259,10 +259,10 @@ class Exchange:
         answer = answer_to(error)
         self._note(error.reason, answer, error.detail)
         self._drop_upstream()
-        if self.response_started:
-            self.server.cut(self, _INTERNAL_ERROR)
-        else:
+        if not self.response_started:
             self._answer(answer, error)
+        elif not self._end_call(answer, error):
+            self.server.cut(self, _INTERNAL_ERROR)
         self.finish()
 
     def abandon(self, reason: str, detail: str = "") -> None:
@@ -304,6 +304,12 @@ class Exchange:
         headers, body = render_http(answer, error.reason, decision_id, trace_id)
         self.server.answer(self, answer.status, headers, body, close=answer.close)
         record.bytes_sent += len(body)
+
+    def _end_call(self, answer: Answer, error: SidewallError) -> bool:
+        """Tell a caller whose gRPC call is no longer allowed so in trailers. False where it must be cut."""
+        if not self.record.is_grpc or answer.who not in ("policy", "authority"):
+            return False
+        return self.server.end_call(self, render_grpc_end(answer, error.reason, str(getattr(error, "decision_id", ""))))
 
     def finish(self) -> None:
         """Detach both sides and write the record; only the first call does anything."""

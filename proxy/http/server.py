@@ -268,6 +268,15 @@ class ServerConnection(HttpConnection[ServerEngine]):
         self._ending = True
         self.touch()
 
+    def end_call(self, exchange: Exchange, trailers: Headers) -> bool:
+        """End a gRPC answer that has begun with ``trailers``. False when bytes of it still wait to be sent: they would
+        reach the caller first."""
+        if self.engine.version != 20 or self.closed or self.engine.queued(exchange.stream_id):
+            return False
+        self.engine.send_trailers(exchange.stream_id, trailers)
+        self.response_done(exchange)
+        return True
+
     def cut(self, exchange: Exchange, code: int) -> None:
         """End an answer that has begun and cannot be completed."""
         if exchange.head.version == 10 and not self.closed:

@@ -122,6 +122,7 @@ class Cluster:
         self._resolved_at = 0.0
         self._retired = False
         self.resolve_error = ""
+        self.refused: frozenset[str] = frozenset()  # of ``expect``: those in quarantine
         self.set_addresses(settings.addresses)
 
     @property
@@ -207,7 +208,7 @@ class Cluster:
             failed=failed,
             credentials=credentials,
             alpn=_HTTP1_ONLY if pool.kind == "http1" else _H2_ONLY if pool.kind == "h2" else _H2_FIRST,
-            expect=self.settings.expect,
+            expect=self.settings.expect - self.refused,
             server_name=self.settings.dns,
             noted=self._noted,
         ).start()
@@ -237,7 +238,7 @@ class Cluster:
             done=done,
             failed=failed,
             credentials=credentials,
-            expect=self.settings.expect,
+            expect=self.settings.expect - self.refused,
             server_name=self.settings.dns,
             noted=self._noted,
         ).start()
@@ -298,6 +299,15 @@ class Cluster:
         """The configuration names it no more: finish what it carries."""
         self._retired = True
         self.drain()
+
+    def refuse(self, ids: frozenset[str]) -> None:
+        """Of ``expect``, these SPIFFE IDs are not to be talked to; open connections to them are cut."""
+        self.refused = ids
+        for endpoint in [*self._live, *self._leaving] if ids else []:
+            for pool in endpoint.pools.values():
+                for connection in pool.all():
+                    if connection.peer is not None and connection.peer.uri in ids:
+                        connection.shut("quarantined")
 
     @property
     def open_connections(self) -> int:

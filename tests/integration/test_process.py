@@ -198,3 +198,43 @@ def test_a_second_process_on_the_same_socket_ends_with_73_and_the_first_is_unhar
     assert second.returncode == 73
     assert "cannot listen on" in second.stderr
     assert pair.get() == 200
+
+
+@pytest.mark.slow
+def test_a_quarantine_is_rehearsed_made_kept_over_a_restart_and_lifted(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, workers=2)
+    api = pair.socket("api")
+    try:
+        rehearsed = sidewall("quarantine", "shop/web", "--at", api, "--rehearse", "-o", "json")
+        assert rehearsed.returncode == 0, rehearsed.stderr
+        assert json.loads(rehearsed.stdout)["items"][0]["what"] == "would be cut"
+        assert pair.get() == 200
+        made = sidewall("quarantine", "shop/web", "--at", api, "--reason", "drill")
+        assert made.returncode == 0, made.stderr
+        assert "proc.test/ns/shop/sa/web" in made.stdout
+        assert " cut in " in made.stdout
+        assert all(pair.get() == 403 for _ in range(10)), "every worker refuses"
+        assert (pair.folder / "api.quarantine.json").stat().st_mode & 0o777 == 0o600
+        pair.api.send_signal(signal.SIGTERM)
+        assert pair.api.wait(15) == 0
+        pair.api = pair.start("api")
+        assert sidewall("ready", api, "--wait", "20").returncode == 0
+        assert pair.get() == 403
+        assert "drill" in sidewall("quarantine", "--list", "--at", api).stdout
+        assert sidewall("quarantine", "shop/web", "--at", api, "--lift").returncode == 0
+        pair.wait_for(200)
+        assert sidewall("quarantine", "shop/web", "--at", api, "--lift").returncode == 1
+        assert sidewall("quarantine", "shop/../web", "--at", api).returncode == 2
+    finally:
+        pair.end()
+
+
+@pytest.mark.slow
+def test_a_damaged_quarantine_lets_nobody_in(pair: Pair) -> None:
+    pair.api.send_signal(signal.SIGTERM)
+    assert pair.api.wait(10) == 0
+    (pair.folder / "api.quarantine.json").write_text('[{"principal": "proc.test/ns/sh')
+    again = sidewall("run", "-c", str(pair.folder / "api.yaml"))
+    assert again.returncode == 78
+    assert "api.quarantine.json cannot be read" in again.stderr
+    assert pair.get() == 503
