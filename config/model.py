@@ -23,6 +23,7 @@ from config.kinds import (
     INVALID,
     Choice,
     FilePath,
+    Flag,
     IntegerOr,
     Invalid,
     Many,
@@ -35,6 +36,7 @@ from config.kinds import (
     duration,
     integer,
     number,
+    size,
 )
 from config.limits import Limits, ListenerTimeouts, Timeouts, UpstreamTimeouts
 from config.nodes import Node
@@ -62,6 +64,7 @@ __all__ = [
     "Admin",
     "Config",
     "ConnectionPool",
+    "Flows",
     "Http2",
     "HttpPool",
     "Identity",
@@ -164,6 +167,11 @@ class Policy:
         "deny",
         "[S-22] deny; istio: allow until an ALLOW policy selects us; audit: decide as deny, record, let pass",
     )
+    path_normalization: str = setting(
+        Choice("a normalization", "strict", "NONE", "BASE", "MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES"),
+        "strict",
+        "[S-23] strict refuses a path with two readings; the others mend it as Istio's setting of that name",
+    )
 
 
 def _short_policy(node: Node, reading: Reading) -> Policy | Invalid:
@@ -202,12 +210,25 @@ class Traces:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Flows:
+    to: Path | None = setting(
+        FilePath(), None, "folder of the flow ledger that policy replay and learn read; none = nothing is kept"
+    )
+    keep: int = setting(size(2**20, 2**36), 64 * 2**20, "bytes of all its files; the oldest go first")
+    paths: str = setting(
+        Choice("a form of paths", "template", "exact"), "template", "template: what looks like an id is replaced"
+    )
+    sources: bool = setting(Flag(), False, "keep the addresses of callers, for policies with ipBlocks")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Telemetry:
     """What is told about traffic, and to whom. OTEL_* variables are read under their own names and win."""
 
     access_log: AccessLog = setting(*section(AccessLog), "the access log")
     tracing: Tracing = setting(*section(Tracing), "trace contexts and sampling")
     traces: Traces = setting(*section(Traces), "the built-in trace reader")
+    flows: Flows = setting(*section(Flows), "the flow ledger: who called what, with which verdict")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

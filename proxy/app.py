@@ -51,7 +51,7 @@ class Process:
         self.worker_number = worker_number
         self.started = time.time()
         self.poller = Poller()
-        self.telemetry = wiring.make_telemetry(loaded.config)
+        self.telemetry = wiring.make_telemetry(loaded.config, worker_number)
         for warning in self.telemetry.warnings:
             log.warning(warning, extra={"event": "telemetry.warning"})
         runtime = Runtime(1, wiring.compile_runtime(loaded))
@@ -205,6 +205,7 @@ class Process:
         """A new SVID or bundle: for handshakes from now on; open connections keep theirs."""
         self.worker.credentials = Credentials(context, self.loaded.config.tls.minimum)
         self.telemetry.svid_expiry(context.not_after)
+        self.telemetry.set_principal(context.id.principal)
         self._identified.set()
         if context.id.trust_domain != self.trust_domain:
             self.trust_domain = context.id.trust_domain

@@ -28,6 +28,7 @@ from proxy.inbound import Inbound
 from proxy.lifecycle import Caps
 from proxy.log import set_up
 from proxy.net.listener import Address, bind
+from proxy.observe.ledger import Ledger
 from proxy.observe.telemetry import Telemetry
 from proxy.outbound import Outbound
 from proxy.policy.engine import CompiledPolicies, Default, WorkloadFacts, compile_policies
@@ -101,7 +102,7 @@ def set_up_logging(config: model.Config) -> None:
 # -- telemetry and limits -----------------------------------------------------------------------------------
 
 
-def make_telemetry(config: model.Config) -> Telemetry:
+def make_telemetry(config: model.Config, worker: int | None = None) -> Telemetry:
     telemetry = config.telemetry
     access = telemetry.access_log
     return Telemetry(
@@ -115,6 +116,21 @@ def make_telemetry(config: model.Config) -> Telemetry:
         sample=telemetry.tracing.sample,
         traces_file=str(telemetry.traces.file or ""),
         keep=telemetry.traces.keep,
+        ledger=_make_ledger(config, worker),
+    )
+
+
+def _make_ledger(config: model.Config, worker: int | None) -> Ledger | None:
+    flows, workload = config.telemetry.flows, config.workload
+    if flows.to is None:
+        return None
+    return Ledger(
+        flows.to,
+        f"{workload.namespace}/{workload.name}",
+        cap=flows.keep,
+        worker=worker,
+        exact=flows.paths == "exact",
+        sources=flows.sources,
     )
 
 
@@ -132,9 +148,10 @@ def make_caps(config: model.Config) -> Caps:
 
 def wire_limits(config: model.Config, max_header: int = 0) -> WireLimits:
     """The limits of the engines: the fields of ``WireLimits`` are settings of the same names, all but ``authority``,
-    which is not for a person to set."""
-    names = (name.name for name in fields(WireLimits) if name.name != "authority")
+    which is not for a person to set, and what belongs to policy."""
+    names = (name.name for name in fields(WireLimits) if name.name not in ("authority", "path_normalization"))
     values = {name: getattr(config.limits, name) for name in names}
+    values["path_normalization"] = config.policy.path_normalization
     if max_header:
         values["head"] = max_header
     return WireLimits(**values)

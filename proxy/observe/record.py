@@ -38,6 +38,7 @@ class ExchangeRecord:
         "path",
         "peer",
         "peer_address",
+        "port",
         "reason",
         "request_id",
         "response_seconds_header",
@@ -90,6 +91,7 @@ class ExchangeRecord:
         self.decision: Decision | None = None
         self.decision_id = ""  # what the caller of a denied exchange was told
         self.route = ""
+        self.port = 0  # what policies call the port, inbound only
         self.trace: TraceContext | None = None
         self.request_id = b""
         self.user_agent = b""

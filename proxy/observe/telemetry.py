@@ -28,6 +28,7 @@ from proxy.observe import names as n
 from proxy.observe.accesslog import Filter, JsonLines, Record, TextLines, is_failed, parse_filter
 from proxy.observe.bindings import Bound, KnownMethods, bind, bind_decision
 from proxy.observe.instruments import Instruments
+from proxy.observe.ledger import Ledger
 from proxy.observe.metrics import Registry
 from proxy.observe.process import add_process_metrics
 from proxy.observe.propagation import TraceContext, start_trace
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 _BINDINGS: Final = 4096  # combinations remembered; when more come, all are looked up anew
 _LONG: Final = 4096  # bytes of peer-chosen text a queued record may hold
 _LAG_EVERY: Final = 1.0
+_LEDGER_EVERY: Final = 5.0
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -70,6 +72,7 @@ class Telemetry:
         capacity: int = 8192,
         interval: float = 0.05,
         keep: int = 2000,
+        ledger: Ledger | None = None,
     ) -> None:
         """``access_log``: off, stdout, stderr or a path. ``sample``: 0..1, for traces begun here, unless
         OTEL_TRACES_SAMPLER says otherwise. ``traces_file``: SQLite, "" = none. ``keep``: size of ``recent``.
@@ -102,9 +105,10 @@ class Telemetry:
             exporter=self._make_exporter(env, version),
             store=_open_store(traces_file),
             sink=None if access_log == "off" else Sink(access_log),
+            ledger=ledger,
         )
         self._logs = self._writer.sink is not None
-        self._traces = self._writer.store is not None or self._writer.exporter is not None
+        self._traces = any((self._writer.store, self._writer.exporter, ledger))
 
     def _set_up_queues(self, capacity: int, interval: float) -> None:
         self._lines: list[bytes] = []
@@ -288,6 +292,11 @@ class Telemetry:
         """A limit was hit: its id or name."""
         self.instruments.limits.labels(name).value += 1
 
+    def set_principal(self, principal: str) -> None:
+        """Who we are, for the flow ledger."""
+        if self._writer.ledger is not None:
+            self._writer.ledger.callee = principal
+
     def svid_expiry(self, timestamp: float) -> None:
         self.instruments.svid_expiry.labels().value = timestamp
 
@@ -309,6 +318,7 @@ class Telemetry:
             self._writer.exporter.start()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._measure_lag)
+            nursery.start_soon(self._keep_ledger)
             task_status.started()
             while True:
                 await self._wake.wait()  # an idle proxy costs nothing
@@ -326,6 +336,12 @@ class Telemetry:
         await trio.to_thread.run_sync(
             self._writer.consume, lines, records, abandon_on_cancel=True, limiter=self._one_thread
         )
+
+    async def _keep_ledger(self) -> None:
+        """What came last must be written although nothing comes after it."""
+        while self._writer.ledger is not None:
+            await trio.sleep(_LEDGER_EVERY)
+            self._wake.set()
 
     async def _measure_lag(self) -> None:
         while True:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from proxy.observe.accesslog import Record, is_denied, is_failed, show_text
+from proxy.observe.ledger import Ledger
 from proxy.observe.metrics import Counter
 from proxy.observe.record import ConnectionRecord, ExchangeRecord
 from proxy.observe.sink import Sink
@@ -45,28 +46,32 @@ class Writer:
         store: TraceStore | None = None,
         exporter: Exporter | None = None,
         budget: Budget | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         """``service`` is ours, "ns/name"; ``known_rpc`` is read while its owner adds to it."""
         self.service = service
         self.sink = sink
         self.store = store
         self.exporter = exporter
+        self.ledger = ledger
         self._known_rpc = known_rpc
         self._budget = budget or Budget(10.0, 50.0)
         self._lost_lines = dropped.labels("access_log_write")
         self._lost_spans = dropped.labels("trace_store")
+        self._lost_flows = dropped.labels("flows")
         self._complained: dict[str, float] = {}
 
     def wants(self, record: Record) -> bool:
-        """Whether ``consume`` has a use for this record: the store maps all, the exporter takes the sampled."""
-        if self.store is not None:
+        """Whether ``consume`` has a use for this record: store and ledger map all, the exporter takes the sampled."""
+        if self.store is not None or self.ledger is not None:
             return True
         return isinstance(record, ExchangeRecord) and record.trace is not None and record.trace.sampled
 
     def consume(self, lines: Sequence[bytes], batch: Sequence[Record]) -> None:
         """Write everything. May block on disk or pipe; never raises."""
         self._write_lines(lines)
-        if batch:
+        self._write_flows(batch)
+        if batch and (self.store is not None or self.exporter is not None):
             spans: list[Span] = []
             for at in range(0, len(batch), _PORTION):
                 if at:
@@ -82,6 +87,18 @@ class Writer:
         except OSError as error:
             self._lost_lines.value += len(lines)
             self._complain("access log", error)
+
+    def _write_flows(self, batch: Sequence[Record]) -> None:
+        if self.ledger is None:
+            return
+        try:
+            for at in range(0, max(len(batch), 1), _PORTION):
+                if at:
+                    time.sleep(_PAUSE)
+                self.ledger.add(batch[at : at + _PORTION], time.monotonic())
+        except Exception as error:
+            self._complain("flow ledger", error)
+        self._lost_flows.value = float(self.ledger.dropped)
 
     def _add_spans(self, spans: list[Span], portion: Sequence[Record]) -> None:
         for record in portion:
@@ -154,7 +171,16 @@ class Writer:
         """Give the exporter ``limit`` seconds, then close the files. Blocks."""
         if self.exporter is not None:
             self.exporter.close(limit)
+        if self.ledger is not None:
+            self._close_ledger(self.ledger)
         if self.store is not None:
             self.store.close()
         if self.sink is not None:
             self.sink.close()
+
+    def _close_ledger(self, ledger: Ledger) -> None:
+        try:
+            ledger.flush()
+        except OSError as error:
+            self._complain("flow ledger", error)
+        ledger.close()
