@@ -309,7 +309,8 @@ class Exchange:
         """Tell a caller whose gRPC call is no longer allowed so in trailers. False where it must be cut."""
         if not self.record.is_grpc or answer.who not in ("policy", "authority"):
             return False
-        return self.server.end_call(self, render_grpc_end(answer, error.reason, str(getattr(error, "decision_id", ""))))
+        trailers = render_grpc_end(answer, error.reason, str(getattr(error, "decision_id", "")))
+        return self.server.end_call(self, trailers)
 
     def finish(self) -> None:
         """Detach both sides and write the record; only the first call does anything."""

@@ -269,8 +269,8 @@ class ServerConnection(HttpConnection[ServerEngine]):
         self.touch()
 
     def end_call(self, exchange: Exchange, trailers: Headers) -> bool:
-        """End a gRPC answer that has begun with ``trailers``. False when bytes of it still wait to be sent: they would
-        reach the caller first."""
+        """End a gRPC answer that has begun with ``trailers``. False when bytes of it still wait to be sent, which
+        would reach the caller first."""
         if self.engine.version != 20 or self.closed or self.engine.queued(exchange.stream_id):
             return False
         self.engine.send_trailers(exchange.stream_id, trailers)

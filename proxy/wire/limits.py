@@ -36,4 +36,5 @@ class WireLimits:
     chunk_extensions: int = 16 * 1024  # 2.3: plus a quarter of the body
     underscore: str = "reject"  # S-9: reject | drop
     escaped_slash: str = "reject"  # S-23: reject | keep
+    path_normalization: str = "strict"  # S-23: strict, or one of Istio's (proxy.wire.path)
     authority: str = "check"  # S-24: check | ignore (RPC on Unix sockets: there is none, clients write anything)

@@ -55,7 +55,7 @@ from proxy.wire.names import (
     is_token,
     learn,
 )
-from proxy.wire.path import canonical_path
+from proxy.wire.path import canonical_path, istio_target
 from proxy.wire.validate_response import check_h2_response, check_response, frame_response
 
 __all__ = [
@@ -225,6 +225,8 @@ def _check_target(method: bytes, target: bytes, limits: WireLimits) -> tuple[byt
         if target != b"*" or method != b"OPTIONS":
             refuse("bad_target", target)
         return target, target
+    if limits.path_normalization != "strict":
+        return _istio_target(target, limits)
     mark = target.find(b"?")
     if mark < 0:
         path = canonical_path(target, escaped_slash=limits.escaped_slash)
@@ -234,6 +236,13 @@ def _check_target(method: bytes, target: bytes, limits: WireLimits) -> tuple[byt
         refuse("bad_target", target)
     path = canonical_path(target[:mark], escaped_slash=limits.escaped_slash)
     return path, path + query
+
+
+def _istio_target(target: bytes, limits: WireLimits) -> tuple[bytes, bytes]:
+    path, whole = istio_target(target, limits.path_normalization)
+    if whole[len(path) :].translate(None, _QUERY_BYTES):
+        refuse("bad_target", target)
+    return path, whole
 
 
 def _check_authority(
@@ -344,7 +353,7 @@ def check_h2_request(fields: Sequence[Field], limits: WireLimits) -> RequestHead
         if pseudo.get(b":method") in _NOT_ALLOWED:  # a plain CONNECT has no :scheme and :path (RFC 9113 8.5)
             refuse("method_not_allowed")
         refuse("bad_pseudo_header", "missing")
-    if authority == b"":
+    if authority == b"" and limits.authority == "check":
         refuse("bad_host", "empty :authority")
     return check_request(
         pseudo[b":method"],
@@ -363,10 +372,11 @@ _REQUEST_PSEUDO: Final = frozenset({b":method", b":scheme", b":authority", b":pa
 # -- trailers --------------------------------------------------------------------------------------------
 
 
-def check_trailers(fields: Sequence[Field]) -> Headers:
+def check_trailers(fields: Sequence[Field], *, of_response: bool = False) -> Headers:
     """Trailer fields -> those that may pass (S-8, RFC 9110 6.5.1). Raises MalformedRequest for illegal bytes.
 
-    What would frame, route, authenticate or name the caller is dropped in every spelling, never merged.
+    What would frame, route, authenticate or name the caller is dropped in every spelling, never merged. A response's
+    may say why it was refused, as its head may.
     """
     for name, _ in fields:
         if name[:1] == b":":
@@ -375,7 +385,10 @@ def check_trailers(fields: Sequence[Field]) -> Headers:
             refuse("bad_trailer", name)
     if not check_values(fields, strict_space=True):
         refuse("bad_trailer", "value")
-    return [field for field in fields if _may_trail(fold(field[0]))]
+    return [field for field in fields if _may_trail(fold(field[0])) or (of_response and field[0] in _TOLD)]
+
+
+_TOLD: Final = frozenset({b"x-sidewall-reason", b"x-sidewall-decision"})
 
 
 def _may_trail(folded: bytes) -> bool:

@@ -87,7 +87,8 @@ async def test_a_policy_swap_ends_what_it_no_longer_allows(nursery: trio.Nursery
         mesh.allow(ALLOW_READS.replace("/orders/*", "/slow/*"))
         cut = await client.wait(stream_id)
         still = await client.wait(kept)
-    assert cut.reset is not None
+    assert dict(cut.trailers)[b"grpc-status"] == b"7"
+    assert dict(cut.trailers)[b"x-sidewall-reason"] == b"no_allow_policy_matched"
     assert (still.status, still.complete) == (200, True)
     assert {r.reason for r in mesh.api.records} == {"", "no_allow_policy_matched"}
 

@@ -139,7 +139,7 @@ class Http2Client(Http2Engine):
             self._swallow(stream_id, stream, 0, True)
             return
         try:
-            trailers = known.trailers(fields, self.limits)
+            trailers = known.trailers(fields, self.limits, of_response=True)
         except MalformedRequest:
             self._abort(stream_id, stream)
             return

@@ -36,11 +36,13 @@ MAX_HEADER_LIST_SIZE, NO_RFC7540_PRIORITIES = 6, 9
 PSEUDO_HEADERS: Final = 4  # they come on top of the fields that L-3 counts
 UNLIMITED: Final = 1 << 62
 
+_WIDER: Final = 4  # stream windows
+
 
 class StreamState:
     """One stream. ``left``: bytes the content-length still promises, -1 when it says nothing."""
 
-    __slots__ = ("begun", "held", "held_size", "interim", "left", "method", "ours", "room", "theirs", "told")
+    __slots__ = ("begun", "held", "held_size", "interim", "left", "method", "ours", "room", "taken", "theirs", "told")
 
     def __init__(self, method: bytes, theirs: bool, ours: bool) -> None:
         self.method = method
@@ -53,6 +55,7 @@ class StreamState:
         self.held: list[bytes] | None = None  # S-17: what completes content-length, until END_STREAM came
         self.held_size = 0
         self.interim = 0  # client: 1xx answers so far
+        self.taken = 0  # bytes that the other side has taken, until the window was widened
 
 
 class Library:
@@ -81,6 +84,10 @@ class Library:
 
     def consume(self, stream_id: int, n: int) -> None:
         """Open the windows again by ``n`` bytes."""
+        raise NotImplementedError
+
+    def widen(self, stream_id: int, window: int) -> None:
+        """Let one stream's peer send ``window`` bytes ahead from now on."""
         raise NotImplementedError
 
     def send_head(self, stream_id: int, fields: Headers, *, end: bool, interim: bool) -> None:
@@ -133,6 +140,9 @@ class Http2Engine:
         self._written: list[bytes] = []  # left the library before ``take`` was called
         self._late: list[int] = []  # to be reset with NO_ERROR once our half has been written
         self._last_peer_id = 0  # highest stream the peer opened
+        # A stream that has carried this much may read as much ahead: a transfer stops less often and is half as fast
+        # again. What all of them hold is bounded by the connection's window as before (L-7).
+        self._wide = min(_WIDER * limits.stream_window, limits.connection_window // _WIDER)
         self._pings = 0
         self._closing = False  # a last GOAWAY was sent or received, or no new streams are wanted
         self._gone_away = False
@@ -205,6 +215,11 @@ class Http2Engine:
         """The other side took ``n`` bytes of ``DataReceived.size``: open the windows again."""
         if n and not self.must_close:
             self._lib.consume(stream_id, n)
+            stream = self._streams.get(stream_id)
+            if stream is not None and stream.taken < self._wide:
+                stream.taken += n
+                if stream.taken >= self._wide > self.limits.stream_window and stream.theirs:
+                    self._lib.widen(stream_id, self._wide)
 
     def queued(self, stream_id: int) -> int:
         """Body bytes of one stream (0: of all) that ``take`` has not returned."""

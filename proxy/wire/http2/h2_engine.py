@@ -15,6 +15,7 @@ END_STREAM, a priority on itself): stricter than nghttp2, and allowed by RFC 911
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Final
@@ -269,6 +270,11 @@ class _H2(Library):
             else:
                 self._unread[stream_id] = unread - n
             self._library.acknowledge_received_data(n, stream_id)
+
+    def widen(self, stream_id: int, window: int) -> None:
+        more = window - self._engine.limits.stream_window
+        with contextlib.suppress(ProtocolError, KeyError):  # it has ended meanwhile
+            self._library.increment_flow_control_window(more, stream_id)
 
     # -- events -------------------------------------------------------------------------------------------
 

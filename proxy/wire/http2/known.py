@@ -51,14 +51,14 @@ def response_head(fields: _Fields, method: bytes, limits: WireLimits) -> Respons
     return head
 
 
-def trailers(fields: _Fields, limits: WireLimits) -> Headers:
+def trailers(fields: _Fields, limits: WireLimits, *, of_response: bool = False) -> Headers:
     """``check_sizes`` and ``check_trailers``. Raises MalformedRequest."""
-    key = _key(fields, limits)
+    key = _key(fields, limits) if of_response else None  # those of requests are rare
     known = _trailers.get(key) if key is not None else None
     if known is not None:
         return known.copy()
     check_sizes(fields, limits)
-    checked = check_trailers(fields)
+    checked = check_trailers(fields, of_response=of_response)
     if key is not None and _is_small(fields):
         if len(_trailers) >= _MOST_KNOWN:
             _trailers.clear()

@@ -148,6 +148,12 @@ class _Nghttp2(Library):
         except (ngh2.NGH2Error, ValueError):  # given back before, or the session has ended
             pass
 
+    def widen(self, stream_id: int, window: int) -> None:
+        try:
+            self._session.set_local_window_size(window, stream_id=stream_id)
+        except (ngh2.NGH2Error, ValueError):  # it has ended meanwhile
+            pass
+
     # -- events -------------------------------------------------------------------------------------------
 
     def _on_data(self, event: ngh2.DataReceived) -> None:

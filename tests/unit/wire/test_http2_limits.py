@@ -58,6 +58,25 @@ def test_windows_open_only_for_what_was_acknowledged(made: Any) -> None:
 
 
 @servers
+def test_a_transfer_may_read_further_ahead_and_the_connection_bounds_it_as_before(made: Any) -> None:
+    peer = served(made)
+    peer(h2.headers(1, POST, end=False), h2.headers(3, POST, end=False))
+    taken = 0
+    for _ in range(6):
+        for event in fill(peer, 1, 48_000):
+            taken += event.size  # type: ignore[attr-defined]
+            peer.engine.acknowledge(1, event.size)  # type: ignore[attr-defined]
+        peer.written()
+    assert taken > 256 * 1024
+    given, whole = peer.reader.window_given(1), peer.reader.window_given(0)
+    # Libraries give windows back in portions: at most half of one is outstanding.
+    assert 192 * 1024 <= given + 64 * 1024 - taken <= 256 * 1024
+    assert whole <= 1024 * 1024 - 65_535 + taken, "the connection's window is no wider than before"
+    assert peer.reader.window_given(3) == 0, "and no other stream's"
+    assert not peer.engine.must_close
+
+
+@servers
 def test_padding_gives_its_window_back(made: Any) -> None:
     peer = served(made)
     peer(h2.headers(1, POST, end=False))
