@@ -58,7 +58,7 @@ class Interpreted(Rival):
             "admin": {"listen": f"127.0.0.1:{setup.admin}", "socket": str(folder / "admin.sock")},
             "workers": 1,
             "shutdown": {"drain": "1s", "readinessDelay": "0s"},
-            "limits": {"handshakesPerSecond": 100000, "connectionsPerPeer": 100000},  # one caller is all there is
+            "limits": {"handshakesPerSecond": 100000, "connectionsPerPeer": 10000},  # one caller is all there is
         }
         (folder / "sidewall.yaml").write_text(json.dumps(config, indent=2))
 
