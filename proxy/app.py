@@ -37,6 +37,7 @@ from proxy.policy.engine import CompiledPolicies
 from proxy.service import HttpService
 
 _CONFIG_EXIT = 78
+_PARENT_EVERY = 0.5  # seconds between two looks whether the supervisor lives
 _FIRST_SVID = 10.0  # seconds to wait for an identity before serving anyway (not ready, everything refused)
 
 log = logging.getLogger("proxy.app")
@@ -105,6 +106,8 @@ class Process:
                 await nursery.start(self.telemetry.run)
                 nursery.start_soon(self.worker.sweep_forever)
                 nursery.start_soon(self._signals)
+                if self.worker_number is not None:
+                    nursery.start_soon(self._end_with_supervisor, os.getppid())
                 self._start_identity()
                 self._make_clusters()
                 admin = Admin(*status.handlers(self))
@@ -156,6 +159,14 @@ class Process:
         """Begin to drain; a second call with ``at_once`` cuts it short."""
         self._stop_at_once = self._stop_at_once or at_once
         self._stop.set()
+
+    async def _end_with_supervisor(self, supervisor: int) -> None:
+        """A supervisor that was killed reloads nothing and passes nothing on: its workers must not go on serving,
+        with rules that nobody can change, beside those of the next one."""
+        while os.getppid() == supervisor:  # noqa: ASYNC110 (no event tells it)
+            await trio.sleep(_PARENT_EVERY)
+        log.error("the supervisor has ended", extra={"event": "worker.orphaned"})
+        self.stop()
 
     async def _signals(self) -> None:
         wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT)

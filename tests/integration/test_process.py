@@ -193,6 +193,23 @@ def test_workers_share_a_port_a_dead_one_comes_back_and_metrics_are_summed(tmp_p
 
 
 @pytest.mark.slow
+def test_workers_end_when_their_supervisor_was_killed(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, workers=2)
+    try:
+        status = json.loads(sidewall("status", pair.socket("api"), "-o", "json").stdout)["items"][0]
+        workers = [worker["pid"] for worker in status["workers"]]
+        pair.api.kill()
+        pair.api.wait()
+        deadline = time.monotonic() + 15
+        while any(Path(f"/proc/{pid}").exists() for pid in workers):
+            assert time.monotonic() < deadline, "they go on alone"
+            time.sleep(0.1)
+        assert pair.get() == 503
+    finally:
+        pair.end()
+
+
+@pytest.mark.slow
 def test_a_second_process_on_the_same_socket_ends_with_73_and_the_first_is_unharmed(pair: Pair) -> None:
     second = sidewall("run", "-c", str(pair.folder / "api.yaml"))
     assert second.returncode == 73
