@@ -19,11 +19,12 @@ from proxy.http.exchange import Exchange
 from proxy.http.facts import Facts
 from proxy.http.server import ServerConnection, ServerEngine
 from proxy.net.listener import Accepted
-from proxy.net.stream import Stream, TlsStream
+from proxy.net.stream import TlsStream
 from proxy.net.tls import Credentials, Handshake
-from proxy.policy.engine import AccessRequest, Permit, authorize, decide
+from proxy.policy.engine import AccessRequest, CompiledPolicies, Permit, authorize, decide
+from proxy.policy.facts import forwarded_client, host_of
 from proxy.service import HttpService
-from proxy.wire.events import Headers
+from proxy.wire.events import Headers, RequestHead
 from proxy.wire.http1 import Http1Server
 
 _OFFERED: Final = {"http1": (b"http/1.1",), "h2": (b"h2",), "tcp": ()}
@@ -92,6 +93,7 @@ class Inbound(HttpService):
             peer_host=accepted.peer_host,
             peer=peer,
             tls_version=version,
+            server_name=_server_name(stream),
         )
         if alpn == "h2" or (settings.protocol == "h2" and not alpn):
             engine: ServerEngine = self.make_h2(settings.limits)
@@ -106,39 +108,55 @@ class Inbound(HttpService):
         peer = record.peer
         runtime = self.worker.runtime
         record.generation = runtime.generation  # of the decision: it may be asked again after a swap
+        record.port = self.settings.port
         try:
             if self.worker.quarantine is not None:
                 self.worker.check_quarantine(peer.principal if peer is not None else None, self.worker.principal)
-            permit = runtime.decisions.authorize(
-                principal=peer.principal if peer is not None else None,
-                namespace=peer.id.namespace if peer is not None else None,
-                port=self.settings.port,
-                method=head.method,
-                host=head.authority,
-                path=head.path,
-            )
+            if runtime.decisions.needs_more:
+                permit = authorize(runtime.policies, self._facts(exchange, runtime.policies))
+            else:
+                permit = runtime.decisions.authorize(
+                    principal=peer.principal if peer is not None else None,
+                    namespace=peer.id.namespace if peer is not None else None,
+                    port=self.settings.port,
+                    method=head.method,
+                    host=head.authority,
+                    path=head.path,
+                    route=self.settings.name,
+                )
         except AccessDenied as error:
             record.decision = error.decision
-            error.decision_id = record.decision_id = error.decision.id(self._facts(exchange))
+            request = self._facts(exchange, runtime.policies)
+            error.decision_id = record.decision_id = error.decision.id(request)
             raise
         record.decision = permit.decision
         return permit
 
-    def _facts(self, exchange: Exchange) -> AccessRequest:
-        record, head = exchange.record, exchange.head
-        peer = record.peer
+    def _facts(self, exchange: Exchange, policies: CompiledPolicies) -> AccessRequest:
+        """The facts of a request, the rarer of them only where some policy asks for them. There are no claims: no
+        token is looked at without a RequestAuthentication (AUTHZ 6.9)."""
+        record, head, facts, used = exchange.record, exchange.head, exchange.server.facts, policies.http_facts_used
+        peer, client = record.peer, ""
+        if "remoteIpBlocks" in used:
+            client = forwarded_client(_last_value(head, b"x-forwarded-for"), facts.peer_host)
         return AccessRequest(
             protocol="http",
             principal=peer.principal if peer is not None else None,
             namespace=peer.id.namespace if peer is not None else None,
             port=self.settings.port,
             method=head.method.decode("latin-1"),
-            host=head.authority.decode("latin-1").lower(),
+            host=head.authority.decode("latin-1"),
             path=head.path.decode("latin-1"),
-            source_ip=exchange.server.facts.peer_host,
+            target=head.target.decode("latin-1") if "target" in used else "",
+            source_ip=facts.peer_host,
+            remote_ip=client,
+            destination_ip=host_of(facts.local) if "destination.ip" in used else "",
+            sni=facts.server_name if "connection.sni" in used else "",
+            headers=_asked_headers(head, policies.headers_used),
+            route=self.settings.name if "targetRefs" in used else "",
         )
 
-    def _admit(self, accepted: Accepted, stream: Stream, peer: PeerIdentity, version: str) -> None:
+    def _admit(self, accepted: Accepted, stream: TlsStream, peer: PeerIdentity, version: str) -> None:
         """Opaque TCP: identity and port are judged before the first byte goes to the app (S-27)."""
         record = self.connection_record(accepted, peer, version)
         request = AccessRequest(
@@ -146,10 +164,9 @@ class Inbound(HttpService):
             principal=peer.principal,
             namespace=peer.id.namespace,
             port=self.settings.port,
-            method="",
-            host="",
-            path="",
             source_ip=accepted.peer_host,
+            destination_ip=host_of(accepted.local),
+            sni=_server_name(stream),
         )
         try:
             self.worker.check_quarantine(request.principal, self.worker.principal)
@@ -186,3 +203,37 @@ class Inbound(HttpService):
     def _client_cert(self, peer: PeerIdentity) -> bytes:
         by = self.settings.workload_uri
         return b"By=" + by.encode() + b";" + peer.xfcc if by else peer.xfcc
+
+
+def _server_name(stream: TlsStream) -> str:
+    name = stream.tls.get_servername()
+    return name.decode("latin-1") if name is not None else ""
+
+
+def _last_value(head: RequestHead, name: bytes) -> str:
+    found = b""
+    for field in head.headers:
+        if field[0] == name:
+            found = field[1]
+    return found.decode("latin-1")
+
+
+def _asked_headers(head: RequestHead, asked: frozenset[str]) -> dict[str, list[str]]:
+    """The headers that policies ask for, each line's value by itself. Those that end at each hop are not kept by the
+    validator: of them the ones that say something to the app are told as the app will be told."""
+    found: dict[str, list[str]] = {}
+    if not asked:
+        return found
+    for field in head.headers:
+        name = field[0].decode("latin-1")
+        if name in asked:
+            found.setdefault(name, []).append(field[1].decode("latin-1"))
+    if head.length is not None and "content-length" in asked:
+        found["content-length"] = [str(head.length)]
+    if head.upgrade is not None and "upgrade" in asked:
+        found["upgrade"] = [head.upgrade.decode("latin-1")]
+    if head.te_trailers and "te" in asked:
+        found["te"] = ["trailers"]
+    if head.expects_continue and "expect" in asked:
+        found["expect"] = ["100-continue"]
+    return found

@@ -17,91 +17,50 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
 from config.nodes import Document, Node
+from config.resources.authorization_model import (
+    NOWHERE,
+    Action,
+    AuthorizationPolicy,
+    Clause,
+    Condition,
+    Entry,
+    Place,
+    Rule,
+    TargetRef,
+)
+from config.resources.authorization_values import MAX_ACCOUNTS, check_key, check_value, fact_of, note_unquoted
 
-
-class Action(StrEnum):
-    ALLOW = "ALLOW"
-    DENY = "DENY"
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where something stands: line and column count from 1."""
-
-    file: str
-    line: int
-    column: int
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
-
-
-NOWHERE = Place("", 0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Clause:
-    """One field of a source or an operation, under its name as written (``paths``, ``notPaths``), with its
-    values, of which there is at least one. Clauses are equal when they say the same, wherever they stand."""
-
-    field: str
-    values: tuple[str, ...]
-    place: Place = dataclasses.field(default=NOWHERE, compare=False)
-
-    @property
-    def is_negative(self) -> bool:
-        return self.field.startswith("not")
-
-    @property
-    def fact(self) -> str:
-        """The positive name: ``paths`` of ``notPaths``."""
-        return self.field[3].lower() + self.field[4:] if self.is_negative else self.field
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One ``source`` of ``from`` or one ``operation`` of ``to``: clauses, all of which must hold."""
-
-    clauses: tuple[Clause, ...]
-    place: Place = dataclasses.field(default=NOWHERE, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """Matches when one source and one operation match. No sources: any source; no operations: any."""
-
-    sources: tuple[Entry, ...] = ()
-    operations: tuple[Entry, ...] = ()
-    place: Place = dataclasses.field(default=NOWHERE, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class AuthorizationPolicy:
-    """One document. ``selector``: the labels a workload must have, as pairs; empty selects every workload."""
-
-    name: str
-    namespace: str
-    action: Action = Action.ALLOW
-    selector: tuple[tuple[str, str], ...] = ()
-    rules: tuple[Rule, ...] = ()
-    place: Place = dataclasses.field(default=NOWHERE, compare=False)
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
-
+__all__ = [
+    "API_VERSIONS",
+    "KIND",
+    "MAX_RULES",
+    "NOWHERE",
+    "Action",
+    "AuthorizationPolicy",
+    "Clause",
+    "Condition",
+    "Entry",
+    "Place",
+    "Rule",
+    "TargetRef",
+    "parse_authorization_policy",
+]
 
 # -- reading ------------------------------------------------------------------------------------------------
 
 KIND: Final = "AuthorizationPolicy"
 API_VERSIONS: Final = ("security.istio.io/v1", "security.istio.io/v1beta1")
 MAX_RULES: Final = 512  # Istio's CRD schema
+_GATEWAY: Final = "gateway.networking.k8s.io"
 
-_SOURCE_FIELDS: Final = ("principals", "notPrincipals", "namespaces", "notNamespaces")
+_SOURCES: Final = (
+    *("principals", "requestPrincipals", "namespaces", "serviceAccounts", "trustDomains"),
+    *("ipBlocks", "remoteIpBlocks"),
+)
+_SOURCE_FIELDS: Final = (*_SOURCES, *(f"not{name[0].upper()}{name[1:]}" for name in _SOURCES))
 _OPERATION_FIELDS: Final = (
     *("hosts", "notHosts", "ports", "notPorts"),
     *("methods", "notMethods", "paths", "notPaths"),
@@ -112,25 +71,21 @@ _METADATA: Final = (
     *("creationTimestamp", "managedFields", "ownerReferences", "finalizers", "generateName"),
 )
 
-_LATER_SOURCE: Final = dict.fromkeys(
-    (
-        *("requestPrincipals", "notRequestPrincipals", "serviceAccounts", "notServiceAccounts"),
-        *("ipBlocks", "notIpBlocks", "remoteIpBlocks", "notRemoteIpBlocks", "trustDomains", "notTrustDomains"),
-    ),
-    "a source can name principals and namespaces so far",
+_SPEC_FIELDS: Final = ("selector", "targetRef", "targetRefs", "action", "rules")
+_LATER_SPEC: Final = {"provider": "there are no external authorizers yet"}
+_LATER_ACTIONS: Final = {"CUSTOM": "there are no external authorizers yet: write ALLOW, DENY or AUDIT"}
+# What a policy may hang on (Gateway API); a sidecar has no Gateway, GatewayClass or ServiceEntry.
+_TARGETS: Final = {"Service": ("", "core"), "HTTPRoute": (_GATEWAY,), "GRPCRoute": (_GATEWAY,)}
+_LATER_TARGETS: Final = dict.fromkeys(
+    ("Gateway", "GatewayClass", "ServiceEntry"), "a sidecar is none: name a Service, HTTPRoute or GRPCRoute"
 )
-_LATER_RULE: Final = {"when": "a rule can have from and to so far"}
-_LATER_SPEC: Final = {
-    "targetRef": "select workloads by selector.matchLabels",
-    "targetRefs": "select workloads by selector.matchLabels",
-    "provider": "there are no external authorizers yet",
-}
-_LATER_ACTIONS: Final = dict.fromkeys(("AUDIT", "CUSTOM"), "write ALLOW or DENY")
+_MAX_TARGETS: Final = 16  # Istio's CRD schema
 
 _DRY_RUN: Final = "istio.io/dry-run"
+_TRUE: Final = ("1", "t", "T", "true", "TRUE", "True")  # as Go reads booleans
+_FALSE: Final = ("0", "f", "F", "false", "FALSE", "False")
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")  # RFC 1123 subdomain, as Kubernetes
 _NAMESPACE: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123 label
-_PORT: Final = re.compile(r"0{0,26}[0-9]{1,5}")
 
 
 def parse_authorization_policy(document: Document, default_namespace: str) -> AuthorizationPolicy | None:
@@ -141,17 +96,20 @@ def parse_authorization_policy(document: Document, default_namespace: str) -> Au
         return None
     errors = document.problems.errors
     fields = root.fields(("apiVersion", "kind", "metadata", "spec", "status"))
-    name, namespace = _metadata(root, fields.get("metadata"), default_namespace)
+    name, namespace, dry_run = _metadata(root, fields.get("metadata"), default_namespace)
     document.title = f"{KIND} {namespace}/{name}"
     if "kind" not in fields or fields["kind"].text != KIND or "apiVersion" not in fields:
         root.report("SW0106", f"apiVersion and kind must be {API_VERSIONS[0]} and {KIND}")
     else:
         fields["apiVersion"].choice(API_VERSIONS, f"an API version of {KIND}")
     policy = _spec(fields.get("spec"), name, namespace, _place(root))
+    if dry_run and policy.action == Action.AUDIT:
+        root.report("SW0105", "an AUDIT policy enforces nothing: it has no dry run", hint="remove the annotation")
+    policy = dataclasses.replace(policy, dry_run=dry_run)
     return policy if document.problems.errors == errors else None
 
 
-def _metadata(root: Node, node: Node | None, default_namespace: str) -> tuple[str, str]:
+def _metadata(root: Node, node: Node | None, default_namespace: str) -> tuple[str, str, bool]:
     fields = node.fields(_METADATA) if node is not None else {}
     name, namespace = fields.get("name"), fields.get("namespace")
     if name is None:
@@ -160,19 +118,20 @@ def _metadata(root: Node, node: Node | None, default_namespace: str) -> tuple[st
         name.report("SW0105", f"{name.shown} is not a name", hint="lower-case letters, digits, '-' and '.'")
     if namespace is not None and not _NAMESPACE.fullmatch(namespace.string() or ""):
         namespace.report("SW0105", f"{namespace.shown} is not a namespace", hint="lower-case letters, digits, '-'")
-    if "annotations" in fields:
-        _annotations(fields["annotations"])
-    return (name.text if name is not None else "?"), (namespace.text if namespace is not None else default_namespace)
+    dry_run = "annotations" in fields and _dry_run(fields["annotations"])
+    home = namespace.text if namespace is not None else default_namespace
+    return (name.text if name is not None else "?"), home, dry_run
 
 
-def _annotations(node: Node) -> None:
-    dry_run = node.mapping().get(_DRY_RUN)
-    if dry_run is not None and dry_run.text != "false":
-        dry_run.report_key("SW0120", f"'{_DRY_RUN}' is not supported yet", hint="the policy would be enforced")
+def _dry_run(node: Node) -> bool:
+    value = node.mapping().get(_DRY_RUN)
+    if value is not None and value.text not in (*_TRUE, *_FALSE):
+        value.report("SW0105", f"{value.shown} is not a boolean", hint='write "true" or "false"')
+    return value is not None and value.text in _TRUE
 
 
 def _spec(node: Node | None, name: str, namespace: str, place: Place) -> AuthorizationPolicy:
-    fields = _filled(node, ("selector", "action", "rules"), _LATER_SPEC) if node is not None else {}
+    fields = _filled(node, _SPEC_FIELDS, _LATER_SPEC) if node is not None else {}
     action = Action.ALLOW
     if "action" in fields:
         action = Action(fields["action"].choice(list(Action), "an action", _LATER_ACTIONS) or Action.ALLOW)
@@ -188,8 +147,36 @@ def _spec(node: Node | None, name: str, namespace: str, place: Place) -> Authori
         action=action,
         selector=_selector(fields["selector"]) if "selector" in fields else (),
         rules=tuple(_rule(rule) for rule in rules[:MAX_RULES]),
+        target_refs=_targets(fields),
         place=place,
     )
+
+
+def _targets(fields: Mapping[str, Node]) -> tuple[TargetRef, ...]:
+    """AUTHZ 13: one of selector, targetRef and targetRefs; same namespace; at most 16."""
+    named = [name for name in ("selector", "targetRef", "targetRefs") if name in fields]
+    if len(named) > 1:
+        fields[named[1]].report_key("SW0106", f"'{named[0]}' and '{named[1]}' exclude each other", hint="keep one")
+    nodes = [fields["targetRef"]] if "targetRef" in fields else []
+    if "targetRefs" in fields:
+        nodes += fields["targetRefs"].sequence()
+    if len(nodes) > _MAX_TARGETS:
+        nodes[_MAX_TARGETS].report("SW0110", f"a policy has at most {_MAX_TARGETS} targets")
+    return tuple(ref for node in nodes[:_MAX_TARGETS] if (ref := _target(node)) is not None)
+
+
+def _target(node: Node) -> TargetRef | None:
+    fields = _filled(node, ("group", "kind", "name"), {"namespace": "a target is in the policy's own namespace"})
+    if "kind" not in fields or "name" not in fields:
+        node.report("SW0106", "a target needs kind and name", hint="e.g. {kind: Service, name: api}")
+        return None
+    kind = fields["kind"].choice(list(_TARGETS), "a kind of target", _LATER_TARGETS)
+    if kind is None:
+        return None
+    group = fields["group"].text if "group" in fields else _TARGETS[kind][0]
+    if group not in _TARGETS[kind]:
+        fields["group"].report("SW0105", f"{kind} is of group {_TARGETS[kind][0]!r}")
+    return TargetRef(kind, fields["name"].string() or "")
 
 
 def _selector(node: Node) -> tuple[tuple[str, str], ...]:
@@ -204,7 +191,7 @@ def _selector(node: Node) -> tuple[tuple[str, str], ...]:
             value.report_key("SW0105", "a label must have a name")
         if "*" in key or "*" in (text or ""):
             value.report("SW0105", "a selector has no wildcards", hint="labels are compared as they are")
-        _note_unquoted(value)
+        note_unquoted(value)
         pairs.append((key, text or ""))
     return tuple(pairs)
 
@@ -213,111 +200,81 @@ def _rule(node: Node) -> Rule:
     if node.is_null:
         node.report("SW0106", "an empty rule", hint="write {} for a rule that matches everything")
         return Rule()
-    fields = _filled(node, ("from", "to"), _LATER_RULE)
+    fields = _filled(node, ("from", "to", "when"))
     return Rule(
-        sources=_entries(fields.get("from"), "source", _SOURCE_FIELDS, _LATER_SOURCE),
+        sources=_entries(fields.get("from"), "source", _SOURCE_FIELDS),
         operations=_entries(fields.get("to"), "operation", _OPERATION_FIELDS),
+        conditions=_conditions(fields["when"]) if "when" in fields else (),
         place=_place(node),
     )
 
 
-def _entries(
-    node: Node | None, name: str, known: tuple[str, ...], later: Mapping[str, str] | None = None
-) -> tuple[Entry, ...]:
+def _conditions(node: Node) -> tuple[Condition, ...]:
+    return tuple(found for item in node.sequence() if (found := _condition(item)) is not None)
+
+
+def _condition(node: Node) -> Condition | None:
+    """One entry of ``when``. The whole key is checked (AUTHZ 4.4): Istio looks at its beginning only."""
+    fields = _filled(node, ("key", "values", "notValues"))
+    if "key" not in fields:
+        node.report("SW0106", "'key' is missing here", hint="e.g. request.headers[x-team]")
+        return None
+    key = check_key(fields["key"])
+    if key is None:
+        return None
+    lists = {name: _values(fact_of(key), name, fields[name]) for name in ("values", "notValues") if name in fields}
+    if not any(lists.values()):
+        node.report("SW0106", "neither values nor notValues", hint="give the condition something to compare with")
+    return Condition(key, lists.get("values", ()), lists.get("notValues", ()), _place(node))
+
+
+def _entries(node: Node | None, name: str, known: tuple[str, ...]) -> tuple[Entry, ...]:
     if node is None:
         return ()
     items = node.sequence()
     if not items and node.kind == "sequence":
         node.report("SW0106", f"an empty list names no {name}", hint=f"leave it out for any {name}")
-    return tuple(_entry(item, name, known, later) for item in items)
+    return tuple(_entry(item, name, known) for item in items)
 
 
-def _entry(node: Node, name: str, known: tuple[str, ...], later: Mapping[str, str] | None) -> Entry:
+def _entry(node: Node, name: str, known: tuple[str, ...]) -> Entry:
     inner = _filled(node, (name,)).get(name) if not node.is_null else None
     if inner is None:
         if node.is_null or not node.entries:
             node.report("SW0106", f"'{name}' is missing here", hint=f"write {name}: {{...}}")
         return Entry((), _place(node))
-    fields = _filled(inner, known, later)
+    fields = _filled(inner, known)
     clauses = tuple(_clause(field, value) for field, value in fields.items())
     if not any(clause.values for clause in clauses) and inner.entries.keys() <= set(known):
         inner.report("SW0106", f"the {name} says nothing", hint="name at least one field with a value")
+    _check_together(inner, fields)
     return Entry(tuple(clause for clause in clauses if clause.values), _place(inner))
 
 
+def _check_together(node: Node, fields: Mapping[str, Node]) -> None:
+    accounts = [name for name in ("serviceAccounts", "notServiceAccounts") if name in fields]
+    others = [name for name in ("principals", "notPrincipals", "namespaces", "notNamespaces") if name in fields]
+    if accounts and others:
+        hint = "a service account says its namespace by itself: namespace/name"
+        fields[accounts[0]].report_key("SW0106", f"'{accounts[0]}' and '{others[0]}' exclude each other", hint=hint)
+
+
 def _clause(name: str, node: Node) -> Clause:
+    return Clause(name, _values(Clause(name, ()).fact, name, node), _place(node.key or node))
+
+
+def _values(fact: str, name: str, node: Node) -> tuple[str, ...]:
     values = []
     for item in node.sequence():
         text = item.string()
         if text is not None:
-            _check_value(Clause(name, ()).fact, name, item, text)
+            check_value(fact, name, item, text)
             values.append(text)
     if not node.items and node.kind == "sequence":
         node.warn("SW0302", f"an empty list is as if '{name}' were not there", hint="remove it, or give it values")
-    return Clause(name, tuple(values), _place(node.key or node))
-
-
-# -- values -------------------------------------------------------------------------------------------------
-
-
-def _check_value(fact: str, name: str, node: Node, text: str) -> None:
-    if not text:
-        node.report("SW0105", f"an empty value in '{name}'", hint="remove it")
-        return
-    _note_unquoted(node)
-    if fact == "ports":
-        if not _PORT.fullmatch(text) or int(text) > 65535:
-            node.report("SW0105", f"{node.shown} is not a port", hint="a number from 0 to 65535, no ranges")
-        return
-    if fact == "paths" and not _is_plain_path(node, text):
-        return
-    if fact != "namespaces" and _has_literal_star(text):
-        hint = "one * at the beginning or at the end is a wildcard, no other"
-        node.warn("SW0301", f"{node.shown} matches a text with a star in it only", hint=hint)
-    why = _never_matches(fact, text)
-    if why is not None:
-        said = "clause excludes nothing" if name.startswith("not") else "rule can never match"
-        node.warn("SW0301", f"{said}: {why[0]}", hint=why[1])
-
-
-def _is_plain_path(node: Node, text: str) -> bool:
-    if "{*}" in text or "{**}" in text:
-        node.report("SW0120", "path templates are not supported yet", hint="a path can begin or end with one *")
-        return False
-    if "{" in text or "}" in text:
-        node.report("SW0105", f"{node.shown}: braces stand in {{*}} and {{**}} only")
-        return False
-    return True
-
-
-def _has_literal_star(text: str) -> bool:
-    if text.startswith("*"):
-        return "*" in text[1:]
-    return "*" in text.removesuffix("*")
-
-
-def _never_matches(fact: str, text: str) -> tuple[str, str] | None:
-    """Why no request can match ``text``, and what to do; None when one can."""
-    if fact == "principals" and text.startswith("spiffe://"):
-        return "'spiffe://' does not belong in a principal", "drop the scheme, as in Istio"
-    if fact == "methods" and text != text.upper():
-        return "methods are in capital letters", f"write {text.upper()}"
-    if fact == "paths":
-        return _never_matches_path(text)
-    return None
-
-
-def _never_matches_path(text: str) -> tuple[str, str] | None:
-    if text[0] not in "/*":
-        return "a path begins with '/'", f"write /{text}"
-    if "?" in text or "#" in text:
-        return "the query is not part of the path", "end it before the '?' or '#'"
-    return None
-
-
-def _note_unquoted(node: Node) -> None:
-    if node.looks_like_other_type:
-        node.warn("SW0107", f"{node.shown} should be in quotes", hint=f'quote it: "{node.text}"')
+    if fact == "serviceAccounts" and len(values) > MAX_ACCOUNTS:
+        node.report("SW0110", f"at most {MAX_ACCOUNTS} service accounts")
+    return tuple(values)
 
 
 def _filled(node: Node, names: Iterable[str], later: Mapping[str, str] | None = None) -> dict[str, Node]:

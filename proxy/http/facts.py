@@ -8,7 +8,10 @@ from identity.svid import PeerIdentity
 class Facts:
     """What is known of a connection before its first request; shared by all its records."""
 
-    __slots__ = ("direction", "listener", "local", "local_port", "peer", "peer_address", "peer_host", "tls_version")
+    __slots__ = (
+        *("direction", "listener", "local", "local_port", "peer", "peer_address", "peer_host"),
+        *("server_name", "tls_version"),
+    )
 
     def __init__(
         self,
@@ -21,6 +24,7 @@ class Facts:
         peer_host: str,
         peer: PeerIdentity | None = None,
         tls_version: str = "",
+        server_name: str = "",
     ) -> None:
         self.direction = direction
         self.listener = listener
@@ -30,6 +34,7 @@ class Facts:
         self.peer_host = peer_host
         self.peer = peer
         self.tls_version = tls_version
+        self.server_name = server_name  # SNI
 
 
 class Use:

@@ -3,7 +3,8 @@
 A rule matches when one of its sources and one of its operations match; a source or operation matches when all
 of its clauses hold; a clause holds when the fact matches one of its values, and a ``not`` clause when it
 matches none. A fact the request lacks (no certificate, so no principal) makes the clause false and its ``not``
-twin true (AUTHZ 4.2).
+twin true (AUTHZ 4.2). Each condition of ``when`` is a clause of every source, or of every operation when it is
+about the call (4.1). The routes that a policy hangs on are a clause of its every operation.
 
 HTTP and TCP are compiled apart (AUTHZ 7), and no test is ever asked about a fact that its protocol lacks:
 on TCP an ALLOW rule with an HTTP-only field disappears, and a DENY rule loses that field and applies with the
@@ -17,77 +18,69 @@ matching rules is named does not depend on them: it is the first by namespace, p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Final
 
 from config.resources.authorization import Action, AuthorizationPolicy, Clause, Entry, Rule
-from proxy.policy.facts import HTTP, AccessRequest, fold, wire_text
-from proxy.policy.match import Globs, Key, PatternIndex, Ports, Strings
+from proxy.policy.facts import AccessRequest
+from proxy.policy.fields import FIELDS, asked_by, field_named
+from proxy.policy.match import Key, PatternIndex
 
 FROM: Final = "from.source"
 TO: Final = "to.operation"
+WHEN: Final = "when"
+
+_SOURCE_TABLES: Final = ("principals", "serviceAccounts", "namespaces")
+_OPERATION_TABLES: Final = ("paths", "hosts", "methods", "targetRefs")
 
 _SMALL: Final = 4  # so many rules are tried one by one rather than looked up
+_SCANNED: Final = 8  # rules looked at for each ALLOW rule that is wanted
 _WIDEST: Final = 1024  # entries one rule may take in the tables; beyond, it is found by its source alone
 
 
-class _Field(NamedTuple):
-    fact: Callable[[AccessRequest], Any]  # None when the request lacks it
-    compile: Callable[[Iterable[str]], Any]
-    http_only: bool
-
-
-def _filled(values: Iterable[str]) -> Strings:
-    return Strings(map(wire_text, values), presence_is_filled=True)
-
-
-def _present(values: Iterable[str]) -> Strings:
-    return Strings(map(wire_text, values), presence_is_filled=False)
-
-
-def _folded(values: Iterable[str]) -> Strings:
-    return _present(fold(value) for value in values)
-
-
-# What a policy can ask. A further field is one line here and one in config/resources/authorization.py.
-FIELDS: Final = {
-    "principals": _Field(attrgetter("principal"), _filled, False),
-    "namespaces": _Field(attrgetter("namespace"), Globs, False),
-    "hosts": _Field(attrgetter("host"), _folded, True),
-    "methods": _Field(attrgetter("method"), _present, True),
-    "paths": _Field(attrgetter("path"), _filled, True),
-    "ports": _Field(attrgetter("port"), Ports, False),
-}
-_SOURCE_TABLES: Final = ("principals", "namespaces")
-_OPERATION_TABLES: Final = ("paths", "hosts", "methods")
-
-
 class Condition:
-    """One compiled clause."""
+    """One compiled test: a field with its values, a field with its ``not`` values, or one of the two lists of a
+    condition of ``when``, whose ``key`` is given. ``clause`` is the list as it stands in the document, under its
+    name there (``paths``, ``notPaths``; ``values``, ``notValues`` of a condition)."""
 
-    __slots__ = ("_get", "_matches", "clause", "fact", "negative", "patterns", "side")
+    __slots__ = ("_get", "_matches", "_namespace", "clause", "fact", "field", "key", "negative", "side")
 
-    def __init__(self, clause: Clause, side: str) -> None:
-        kind = FIELDS.get(clause.fact)
-        if kind is None:  # the parser refuses it; here it must not become a rule that is wider than written
-            raise ValueError(f"{clause.field} is not supported")
+    def __init__(self, clause: Clause, side: str, namespace: str = "", key: str = "") -> None:
+        self.field = asked_by(key) if key else field_named(clause.fact)
         self.clause = clause
-        self.side = side  # FROM or TO
-        self.fact = clause.fact
+        self.side = side  # FROM, TO or WHEN
+        self.key = key
+        self.fact = self.field.name
         self.negative = clause.is_negative
-        self.patterns = kind.compile(clause.values)
-        self._get = kind.fact
-        self._matches = self.patterns.matches
+        self._get = self.field.fact
+        self._namespace = namespace
+        # Made when first asked, as most rules never are; before, where making it can fail.
+        self._matches: Callable[[Any], bool] | None = None
+        if self.field.is_strict(clause.values):
+            self._matches = self.pattern().matches
 
     def holds(self, request: AccessRequest) -> bool:
         value = self._get(request)
-        return (value is not None and self._matches(value)) is not self.negative
+        if value is None:
+            return self.negative
+        matches = self._matches
+        if matches is None:
+            matches = self._matches = self.pattern().matches
+        return matches(value) is not self.negative
 
-    def value(self, request: AccessRequest) -> str | int | None:
+    def pattern(self) -> Any:
+        """The values as a test of the fact."""
+        return self.field.compile(self.clause.values, self._namespace)
+
+    def value(self, request: AccessRequest) -> Any:
         """What the request has for this clause."""
-        found: str | int | None = self._get(request)
-        return found
+        return self._get(request)
+
+    @property
+    def shown(self) -> str:
+        """The name of the clause for people: ``paths``, ``request.headers[x-team]``, ``source.ip notValues``."""
+        return self.key + " notValues" * self.negative if self.key else self.clause.field
 
 
 Conditions = tuple[Condition, ...]
@@ -110,10 +103,11 @@ class CompiledRule:
         self.rank = 0
         self.sources = sources
         self.operations = operations
-        self.verdict: Any = None  # the Decision of a match, made once (engine.py)
+        self.verdict: Any = None  # the Decision of a match (selection.py)
 
     def matches(self, request: AccessRequest) -> bool:
-        return _any_holds(self.sources, request) and _any_holds(self.operations, request)
+        # The tables have found the rule by its caller: what is called decides more often.
+        return _any_holds(self.operations, request) and _any_holds(self.sources, request)
 
     def misses(self, request: AccessRequest) -> list[Condition]:
         """The clauses that fail in the source and in the operation that come nearest. Empty: it matches."""
@@ -123,7 +117,7 @@ class CompiledRule:
         """Orders rules by how near they come. A rule about other callers is farther than any about this one: to
         let one more caller in is the greater change."""
         misses = self.misses(request)
-        return bool(misses) and misses[0].side == FROM, len(misses), self.rank
+        return any(test.field.is_caller for test in misses), len(misses), self.rank
 
     @property
     def tests(self) -> Iterator[Condition]:
@@ -153,45 +147,90 @@ def _fewest(entries: tuple[Conditions, ...], request: AccessRequest) -> list[Con
 # -- compiling ----------------------------------------------------------------------------------------------
 
 
-def compile_rules(policies: Sequence[AuthorizationPolicy], protocol: str) -> list[CompiledRule]:
-    """The rules of ``policies`` (which stand in order of rank) that can match on ``protocol``."""
-    found: list[CompiledRule] = []
-    for policy in policies:
+def compile_rules(
+    policies: Sequence[AuthorizationPolicy], service: str = ""
+) -> tuple[list[CompiledRule], list[CompiledRule]]:
+    """The rules of ``policies``, ranked in that order, DENY before all others: those that can match on HTTP, and
+    those that can on TCP. ``service`` is the workload's name. Raises ValueError for what the parser would refuse."""
+    http: list[CompiledRule] = []
+    tcp: list[CompiledRule] = []
+    for policy in sorted(policies, key=lambda policy: policy.action != Action.DENY):
+        routes = routes_of(policy, service)
         for index, rule in enumerate(policy.rules):
-            compiled = _compile_rule(policy, index, rule, protocol)
-            if compiled is not None:
-                compiled.rank = len(found)
-                found.append(compiled)
-    return found
+            compiled = _compile_rule(policy, index, rule, routes)
+            compiled.rank = len(http)
+            http.append(compiled)
+            on_tcp = _without_http(compiled) if routes is None else None
+            if on_tcp is not None:
+                tcp.append(on_tcp)
+    return http, tcp
 
 
 def _compile_rule(
-    policy: AuthorizationPolicy, index: int, rule: Rule, protocol: str
-) -> CompiledRule | None:
-    if protocol != HTTP and policy.action == Action.ALLOW and http_fields(rule):
-        return None
-    sources = _compile_side(rule.sources, FROM, protocol)
-    operations = _compile_side(rule.operations, TO, protocol)
+    policy: AuthorizationPolicy, index: int, rule: Rule, routes: tuple[str, ...] | None
+) -> CompiledRule:
+    about_caller, about_call = _compile_whens(policy, rule)
+    if routes is not None:
+        clause = Clause("targetRefs", routes, policy.place)
+        about_call = (Condition(clause, WHEN), *about_call)
+    sources = _compile_side(rule.sources, FROM, policy.namespace, about_caller)
+    operations = _compile_side(rule.operations, TO, policy.namespace, about_call)
     return CompiledRule(policy, index, sources, operations)
 
 
-def _compile_side(entries: tuple[Entry, ...], side: str, protocol: str) -> tuple[Conditions, ...]:
-    # An entry that lost all its clauses to TCP stays, as one that holds always.
+def _without_http(rule: CompiledRule) -> CompiledRule | None:
+    """The same rule on TCP (AUTHZ 7). None: it disappears."""
+    if not any(test.field.http_only for test in rule.tests):
+        return rule
+    if rule.policy.action == Action.ALLOW:
+        return None
+    # An entry that loses all its clauses stays, as one that holds always; conditions that stood alone do not.
+    sources = tuple(tuple(test for test in tests if not test.field.http_only) for tests in rule.sources)
+    operations = tuple(tuple(test for test in tests if not test.field.http_only) for tests in rule.operations)
+    found = CompiledRule(rule.policy, rule.index, sources, operations)
+    found.rank = rule.rank
+    return found
+
+
+def _compile_side(
+    entries: tuple[Entry, ...], side: str, namespace: str, whens: Conditions
+) -> tuple[Conditions, ...]:
+    """The entries, each with ``whens``, which stand alone where there are none (AUTHZ 4.1)."""
+    if not entries:
+        return (whens,) if whens else ()
     return tuple(
-        tuple(
-            Condition(clause, side)
-            for clause in entry.clauses
-            if protocol == HTTP or clause.fact not in FIELDS or not FIELDS[clause.fact].http_only
-        )
-        for entry in entries
+        (*(Condition(clause, side, namespace) for clause in entry.clauses), *whens) for entry in entries
     )
 
 
+def _compile_whens(policy: AuthorizationPolicy, rule: Rule) -> tuple[Conditions, Conditions]:
+    """The conditions about the caller and those about the call."""
+    about_caller: list[Condition] = []
+    about_call: list[Condition] = []
+    for when in rule.conditions:
+        side = about_call if asked_by(when.key).is_permission else about_caller
+        for name, values in (("values", when.values), ("notValues", when.not_values)):
+            if values:
+                clause = Clause(name, values, when.place)
+                side.append(Condition(clause, WHEN, policy.namespace, when.key))
+    return tuple(about_caller), tuple(about_call)
+
+
+def routes_of(policy: AuthorizationPolicy, service: str) -> tuple[str, ...] | None:
+    """The routes on which ``policy`` hangs; None when it applies to the whole workload: it has no targets, or one is
+    the Service of the workload's name."""
+    if not policy.target_refs:
+        return None
+    if any(target.kind == "Service" and target.name == service for target in policy.target_refs):
+        return None
+    return tuple(target.name for target in policy.target_refs if target.kind != "Service")
+
+
 def http_fields(rule: Rule) -> list[str]:
-    """The names, as written, of the fields that exist for HTTP only."""
-    entries = (*rule.sources, *rule.operations)
-    clauses = (clause for entry in entries for clause in entry.clauses)
-    return [c.field for c in clauses if c.fact in FIELDS and FIELDS[c.fact].http_only]
+    """The names, as written, of the fields and conditions that exist for HTTP only."""
+    clauses = (clause for entry in (*rule.sources, *rule.operations) for clause in entry.clauses)
+    found = [clause.field for clause in clauses if field_named(clause.fact).http_only]
+    return found + [when.key for when in rule.conditions if asked_by(when.key).http_only]
 
 
 # -- finding ------------------------------------------------------------------------------------------------
@@ -200,10 +239,11 @@ def http_fields(rule: Rule) -> list[str]:
 class RuleTable:
     """Finds the first rule, by rank, that matches. See the module's text."""
 
-    __slots__ = ("_root", "rules")
+    __slots__ = ("_denying", "_root", "rules")
 
     def __init__(self, rules: list[CompiledRule]) -> None:
         self.rules = rules
+        self._denying = sum(rule.policy.action == Action.DENY for rule in rules)  # they come first
         self._root = _build(rules, "sources")
 
     def first_match(self, request: AccessRequest) -> CompiledRule | None:
@@ -214,9 +254,10 @@ class RuleTable:
         return best
 
     def near(self, request: AccessRequest, limit: int) -> list[CompiledRule]:
-        """At most ``limit`` rules among which to look for a near miss: those about this caller, if any."""
-        about_caller = [rule for node in self._root.named(request) for rule in node.rules[:limit]]
-        return (about_caller or self.rules)[:limit]
+        """At most ``limit`` ALLOW rules among which to look for a near miss: those about this caller, if any."""
+        named = (rule for node in self._root.named(request) for rule in node.rules)
+        about_caller = [rule for rule in islice(named, limit * _SCANNED) if rule.policy.action == Action.ALLOW]
+        return (about_caller or self.rules[self._denying : self._denying + limit])[:limit]
 
 
 class _Leaf:
@@ -237,7 +278,7 @@ class _Leaf:
 class _Table:
     """Rules by the values of some facts; ``rest`` are those under no value."""
 
-    __slots__ = ("_indexes", "_rest", "rules")
+    __slots__ = ("_exact", "_indexes", "_rest", "rules")
 
     def __init__(
         self,
@@ -246,17 +287,27 @@ class _Table:
         rest: _Node,
     ) -> None:
         self.rules = rules
-        self._indexes = indexes
+        self._exact = [(fact, index.exact.get) for fact, index in indexes if index.is_exact]
+        self._indexes = [(fact, index) for fact, index in indexes if not index.is_exact]
         self._rest = rest
 
     def find(self, request: AccessRequest) -> list[CompiledRule]:
+        nodes = self.named(request)
+        if not nodes:
+            return self._rest.find(request)
+        if len(nodes) == 1 and not self._rest.rules:
+            return nodes[0].find(request)
         found = list(self._rest.find(request))
-        for node in self.named(request):
+        for node in nodes:
             found += node.find(request)
         return found
 
     def named(self, request: AccessRequest) -> list[_Node]:
         found: list[_Node] = []
+        for fact, get in self._exact:
+            node = get(fact(request))
+            if node is not None:
+                found.append(node)
         for fact, index in self._indexes:
             value = fact(request)
             if value is not None:
@@ -329,6 +380,6 @@ def _keys(entries: tuple[Conditions, ...], order: Sequence[str]) -> set[tuple[st
 def _entry_keys(tests: Conditions, order: Sequence[str]) -> list[tuple[str, Key]]:
     for name in order:
         for test in tests:
-            if test.fact == name and not test.negative and (keys := test.patterns.keys()):
+            if test.fact == name and not test.negative and (keys := test.pattern().keys()):
                 return [(name, key) for key in keys]
     return []

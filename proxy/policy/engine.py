@@ -17,32 +17,39 @@ Four things hold whatever the policies are. ``decide`` is total: an exception in
 rule that is named is the first of those that match, by (namespace, name, index). A request is forwarded only
 with a ``Permit``, and only this module makes one.
 
+AUDIT policies and those under dry run decide nothing. What they say is in ``Decision.notes``: the AUDIT rule that
+matches, and the answer there would be if every policy under dry run were enforced (AUTHZ 10, 19.5).
+
 Where Istio leaves room or has a knob, we hold to its literal semantics: principals are compared as text, with
 ``x*`` and ``*x`` knowing nothing of segments, and hosts are the whole authority, so that ``api`` does not match
-``api:8080`` (write both, as Istio advises). In one place the reading is ours, by structure rather than by text:
-``namespaces`` sees the namespace of an ID of the form ``/ns/a/sa/b`` and of no other.
+``api:8080`` (write both, as Istio advises). In two places the reading is ours. ``namespaces``, ``serviceAccounts``
+and ``trustDomains`` go by structure rather than by text: they see the parts of an ID of the form ``/ns/a/sa/b``
+and of no other. And a policy with ``targetRefs``, which Istio keeps from sidecars, applies here: to the workload
+that is named like the Service, and on the route (a listener's name) that is named like the HTTPRoute or GRPCRoute.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Final, Literal, get_args
+from typing import Final
 
-from config.resources.authorization import Action, AuthorizationPolicy
+from config.resources.authorization import Action
 from proxy.errors import AccessDenied
-from proxy.policy.compiled import CompiledRule, RuleTable, compile_rules
-from proxy.policy.facts import HTTP, TCP, AccessRequest, WorkloadFacts
+from proxy.policy.compiled import CompiledRule
+from proxy.policy.decision import DENIED, FAILED, NO_ALLOW, Decision, Note
+from proxy.policy.facts import AccessRequest, WorkloadFacts
+from proxy.policy.selection import CompiledPolicies, Default, Tables, applies, compile_policies, selects
 
 __all__ = [
+    "DENIED",
+    "FAILED",
+    "NO_ALLOW",
     "AccessRequest",
     "CompiledPolicies",
     "Decision",
     "DecisionCache",
     "Default",
+    "Note",
     "Permit",
     "WorkloadFacts",
     "authorize",
@@ -50,71 +57,10 @@ __all__ = [
     "decide",
     "nearest_miss",
     "permit_configured",
+    "selects",
 ]
 
-Default = Literal["deny", "istio", "audit"]
-
-NO_ALLOW: Final = "no_allow_policy_matched"
-DENIED: Final = "deny_policy_matched"
-FAILED: Final = "authorization_failed"
-
 _NEAR: Final = 32  # rules looked at for `nearest`, so that a denial costs a bounded time
-
-
-class Decision:
-    """What was decided and by which rule. Not changed after it was made.
-
-    ``reason`` is "" or a word of ``proxy.errors.REASONS``; ``policy`` ("namespace/name") and ``rule`` (its index)
-    name the rule that matched, None when none did."""
-
-    __slots__ = ("_digest", "_nearest", "allowed", "audited", "policy", "reason", "rule")
-
-    def __init__(
-        self,
-        allowed: bool,
-        reason: str = "",
-        *,
-        policy: str | None = None,
-        rule: int | None = None,
-        audited: bool = False,
-        digest: str = "",
-        nearest: Callable[[], str | None] | str | None = None,
-    ) -> None:
-        self.allowed = allowed
-        self.reason = reason
-        self.policy = policy
-        self.rule = rule
-        self.audited = audited
-        self._digest = digest
-        self._nearest = nearest
-
-    @property
-    def nearest(self) -> str | None:
-        """The ALLOW rule that came nearest and its first failing clause: ``shop/allow-web#0:methods``.
-
-        None when a rule matched or none exists. Looked for when first asked, never in more than 32 rules."""
-        found = self._nearest
-        if callable(found):
-            try:
-                found = found()
-            except Exception:
-                found = None  # a hint for people: its failure must not become one of the request
-            self._nearest = found
-        return found
-
-    def id(self, request: AccessRequest) -> str:
-        """26 characters (base32) that commit to the policies, the facts of ``request``, verdict and rule.
-
-        The same question to the same policies has the same id: it can be derived again from both (SHA-256,
-        cut to 128 bits)."""
-        verdict = [self.allowed, self.audited, self.reason, self.policy, self.rule]
-        text = json.dumps(["sidewall decision 1", self._digest, request.canonical(), verdict], sort_keys=True)
-        return base64.b32encode(hashlib.sha256(text.encode()).digest()[:16]).decode().rstrip("=").lower()
-
-    def __repr__(self) -> str:
-        rule = f" by {self.policy}#{self.rule}" if self.policy is not None else ""
-        word = "audited" if self.audited else "allowed" if self.allowed else "denied"
-        return f"<Decision {word} {self.reason}{rule}>"
 
 
 _AUTHORIZED: Final = object()
@@ -131,109 +77,25 @@ class Permit:
         self.decision = decision
 
 
-# -- compiling ----------------------------------------------------------------------------------------------
-
-
-class CompiledPolicies:
-    """The policies that apply to one workload, ready to decide. Never changed after it was made.
-
-    ``policies`` are the documents that select the workload, in order of rank. ``digest`` (64 hex digits) names
-    them and the default. ``http_facts_used``: the facts of a request that an HTTP decision can depend on."""
-
-    __slots__ = ("default", "digest", "has_allow", "http_facts_used", "open", "policies", "tables", "workload")
-
-    def __init__(
-        self, policies: tuple[AuthorizationPolicy, ...], workload: WorkloadFacts, default: Default
-    ) -> None:
-        self.policies = policies
-        self.workload = workload
-        self.default: Default = default
-        self.digest = _digest(policies, default)
-        self.has_allow = any(policy.action == Action.ALLOW for policy in policies)
-        self.tables = {protocol: _tables(policies, protocol) for protocol in (HTTP, TCP)}
-        self.http_facts_used = frozenset(
-            test.fact for table in self.tables[HTTP].values() for rule in table.rules for test in rule.tests
-        )
-        self.open = Decision(True, digest=self.digest)
-        for tables in self.tables.values():
-            for action, table in tables.items():
-                for rule in table.rules:
-                    rule.verdict = self._verdict(action, rule)
-
-    def _verdict(self, action: Action, rule: CompiledRule) -> Decision:
-        audited = action == Action.DENY and self.default == "audit"
-        return Decision(
-            action == Action.ALLOW or audited,
-            DENIED if action == Action.DENY else "",
-            policy=str(rule.policy),
-            rule=rule.index,
-            audited=audited,
-            digest=self.digest,
-        )
-
-    def __len__(self) -> int:
-        return len(self.policies)
-
-
-def compile_policies(
-    policies: Iterable[AuthorizationPolicy], workload: WorkloadFacts, default: Default = "deny"
-) -> CompiledPolicies:
-    """Those of ``policies`` that select ``workload`` (AUTHZ 3), compiled. Raises ValueError for a document that the
-    parser would have refused: a field, an action or a default that is not known must not be skipped."""
-    if default not in get_args(Default):
-        raise ValueError(f"{default!r} is not a default")
-    selected = sorted((p for p in policies if selects(p, workload)), key=lambda p: (p.namespace, p.name))
-    return CompiledPolicies(tuple(selected), workload, default)
-
-
-def selects(policy: AuthorizationPolicy, workload: WorkloadFacts) -> bool:
-    """Whether ``policy`` applies to ``workload``: its namespace or the root one, and every label it names."""
-    if policy.namespace not in (workload.namespace, workload.root_namespace):
-        return False
-    return all(workload.labels.get(key) == value for key, value in policy.selector)
-
-
-def _tables(policies: tuple[AuthorizationPolicy, ...], protocol: str) -> dict[Action, RuleTable]:
-    return {
-        action: RuleTable(compile_rules([p for p in policies if p.action is action], protocol))
-        for action in Action
-    }
-
-
-def _digest(policies: tuple[AuthorizationPolicy, ...], default: str) -> str:
-    content = [
-        [p.namespace, p.name, p.action, sorted(p.selector), [_rule_content(p, i) for i in range(len(p.rules))]]
-        for p in policies
-    ]
-    return hashlib.sha256(json.dumps([default, content]).encode()).hexdigest()
-
-
-def _rule_content(policy: AuthorizationPolicy, index: int) -> object:
-    rule = policy.rules[index]
-    return [
-        [[(clause.field, clause.values) for clause in entry.clauses] for entry in side]
-        for side in (rule.sources, rule.operations)
-    ]
-
-
 # -- deciding -----------------------------------------------------------------------------------------------
 
 
 def decide(policies: CompiledPolicies, request: AccessRequest) -> Decision:
     """The verdict on ``request``. Pure; never raises (S-22: an exception is a denial)."""
     try:
-        return _judge(policies, request)
+        decision = _judge(policies, request)
     except Exception:
         return Decision(False, FAILED, digest=policies.digest)
+    if policies.has_notes and (notes := _notes(policies, request, decision)):
+        return decision.noting(notes)
+    return decision
 
 
 def _judge(policies: CompiledPolicies, request: AccessRequest) -> Decision:
-    tables = policies.tables[request.protocol]
-    rule = tables[Action.DENY].first_match(request) or tables[Action.ALLOW].first_match(request)
+    rule = policies.tables[request.protocol].first_match(request)
     if rule is not None:
-        verdict: Decision = rule.verdict
-        return verdict
-    if policies.default == "istio" and not policies.has_allow:
+        return policies.verdict(rule)
+    if policies.default == "istio" and policies.is_open(request):
         return policies.open
     audited = policies.default == "audit"
     return Decision(
@@ -245,20 +107,55 @@ def _judge(policies: CompiledPolicies, request: AccessRequest) -> Decision:
     )
 
 
+def _notes(policies: CompiledPolicies, request: AccessRequest, decision: Decision) -> tuple[Note, ...]:
+    """Policies that are not enforced change no verdict, neither by what they say nor by failing."""
+    notes = []
+    try:
+        audit = policies.audit[request.protocol].first_match(request) if policies.audit is not None else None
+        if audit is not None:
+            notes.append(Note("audit", str(audit.policy), audit.index))
+        if policies.shadow is not None and (note := _dry_run(policies, policies.shadow, request, decision)):
+            notes.append(note)
+    except Exception:
+        notes.append(Note("failed"))
+    return tuple(notes)
+
+
+def _dry_run(policies: CompiledPolicies, shadow: Tables, request: AccessRequest, decision: Decision) -> Note | None:
+    rule = shadow[request.protocol].first_match(request)
+    if rule is not None and rule.policy.action == Action.DENY:
+        return Note("dry-run", str(rule.policy), rule.index, False)
+    if decision.reason == DENIED:  # by a policy that is enforced, whatever the others say
+        return Note("dry-run", decision.policy, decision.rule, False) if rule is not None else None
+    if rule is not None:
+        return Note("dry-run", str(rule.policy), rule.index, True)
+    if decision.policy is None and not decision.reason and _would_close(policies, request):
+        return Note("dry-run", allowed=False)
+    return None
+
+
+def _would_close(policies: CompiledPolicies, request: AccessRequest) -> bool:
+    """Whether an ALLOW policy under dry run would switch on that what nothing allows is denied."""
+    allowing = (p for p in policies.policies if p.dry_run and p.action == Action.ALLOW)
+    return any(applies(policy, policies.workload, request) for policy in allowing)
+
+
 def nearest_miss(
     policies: CompiledPolicies, request: AccessRequest, limit: int | None = None
 ) -> CompiledRule | None:
     """The ALLOW rule that matches ``request`` but for the fewest clauses, those about the caller before all others;
     None when there is none that could match on its protocol. With a ``limit`` only so many rules are looked at."""
-    table = policies.tables[request.protocol][Action.ALLOW]
+    table = policies.tables[request.protocol]
     rules = table.rules if limit is None else table.near(request, limit)
-    return min(rules, key=lambda rule: rule.distance(request), default=None)
+    allowing = (rule for rule in rules if rule.policy.action == Action.ALLOW)
+    about = [rule for rule in allowing if applies(rule.policy, policies.workload, request)]
+    return min(about, key=lambda rule: rule.distance(request), default=None)
 
 
 def _nearest(policies: CompiledPolicies, request: AccessRequest) -> str | None:
     rule = nearest_miss(policies, request, _NEAR)
     misses = rule.misses(request) if rule is not None else []
-    return f"{rule}:{misses[0].clause.field}" if misses else None
+    return f"{rule}:{misses[0].shown}" if misses else None
 
 
 def authorize(policies: CompiledPolicies, request: AccessRequest) -> Permit:
@@ -291,16 +188,20 @@ class DecisionCache:
     the newer is full it becomes the older, whose entries are forgotten. So what is in use stays, however many
     made-up paths come by, and nothing is ever searched for the oldest."""
 
-    __slots__ = ("_half", "_hosts", "_methods", "_new", "_old", "_paths", "_policies", "_ports", "_principals")
+    __slots__ = (
+        *("_half", "_hosts", "_methods", "_new", "_old", "_paths", "_places", "_policies", "_principals"),
+        "needs_more",
+    )
 
     def __init__(self, policies: CompiledPolicies, max_entries: int = 8192) -> None:
         used = policies.http_facts_used
+        self.needs_more = policies.needs_more
         self._policies = policies
         self._half = max(1, max_entries // 2)
-        self._principals = not used.isdisjoint(("principals", "namespaces"))
-        self._ports = "ports" in used
+        self._principals = not used.isdisjoint(("principals", "namespaces", "serviceAccounts", "trustDomains"))
+        self._places = not used.isdisjoint(("ports", "targetRefs"))
         self._methods = "methods" in used
-        self._hosts = "hosts" in used
+        self._hosts = not used.isdisjoint(("hosts", "authority"))
         self._paths = "paths" in used
         self._new: dict[object, Permit | Decision] = {}
         self._old: dict[object, Permit | Decision] = {}
@@ -314,19 +215,23 @@ class DecisionCache:
         method: bytes,
         host: bytes,
         path: bytes,
+        route: str = "",
     ) -> Permit:
         """A permit. ``namespace`` must follow from ``principal``; ``host`` is the authority as sent; ``path`` is
-        canonical. Raises AccessDenied, which carries the decision."""
+        canonical. Raises AccessDenied, which carries the decision.
+
+        Not when ``needs_more`` is True: the policies ask for facts that are not given here, so that ``authorize``
+        must be asked with all of them, each time."""
         key = (
             principal if self._principals else None,
             method if self._methods else None,
             host if self._hosts else None,
             path if self._paths else None,
-            port if self._ports else None,
+            (port, route) if self._places else None,
         )
         found = self._new.get(key)
         if found is None:
-            found = self._older(key) or self._decide(key, principal, namespace, port, method, host, path)
+            found = self._older(key) or self._decide(key, principal, namespace, port, method, host, path, route)
         if isinstance(found, Permit):
             return found
         raise AccessDenied(found)
@@ -346,6 +251,7 @@ class DecisionCache:
         method: bytes,
         host: bytes,
         path: bytes,
+        route: str,
     ) -> Permit | Decision:
         request = AccessRequest(
             principal=principal,
@@ -354,6 +260,7 @@ class DecisionCache:
             method=method.decode("latin-1"),
             host=host.decode("latin-1"),
             path=path.decode("latin-1"),
+            route=route,
         )
         decision = decide(self._policies, request)
         found = Permit(decision, _AUTHORIZED) if decision.allowed else decision

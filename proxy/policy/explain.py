@@ -12,10 +12,11 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from config.resources.authorization import Action, AuthorizationPolicy, Clause, Entry, Place, Rule
-from proxy.policy.compiled import FIELDS, CompiledRule, Condition, http_fields
+from config.resources.authorization import Condition as When
+from proxy.policy.compiled import WHEN, CompiledRule, Condition, http_fields
 from proxy.policy.engine import (
     DENIED,
     FAILED,
@@ -26,10 +27,20 @@ from proxy.policy.engine import (
     nearest_miss,
 )
 from proxy.policy.facts import HTTP, AccessRequest
+from proxy.policy.selection import applies
 
 _SHOWN: Final = 10  # policies; the rest is counted
 _LISTED: Final = 6  # values of one clause
 _LABEL: Final = 25  # columns
+_WHO: Final = {
+    "headers": "request",
+    "claims": "token",
+    "requestPrincipals": "token",
+    "request.auth.audiences": "token",
+    "request.auth.presenter": "token",
+    "connection.sni": "connection",
+    "destination.ip": "connection",
+}
 _FARTHEST: Final = (True, 1 << 30, 0)
 _PLAIN_YAML: Final = re.compile(r"[A-Za-z/_.][A-Za-z0-9/_.~*$+=;()@:-]*")
 
@@ -64,18 +75,21 @@ class PolicyVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """In ``policy``, at ``place``: the list ``field`` becomes ``values``; without values it is taken away."""
+    """In ``policy``, at ``place``: the list ``field`` becomes ``values``; without values it is taken away. ``key`` is
+    that of the condition whose ``values`` or ``notValues`` it is."""
 
     policy: AuthorizationPolicy
     rule: int
     field: str
     values: tuple[str, ...]
     place: Place
+    key: str = ""
 
     def __str__(self) -> str:
+        of = f" of {self.key}" if self.key else ""
         if not self.values:
-            return f"remove {self.field}"
-        return f"{self.field}: [{', '.join(map(_yaml, self.values))}]"
+            return f"remove {self.field}{of}"
+        return f"{self.field}{of}: [{', '.join(map(_yaml, self.values))}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +117,7 @@ def explain(policies: CompiledPolicies, request: AccessRequest) -> Explanation:
     return Explanation(
         request=request,
         decision=decision,
-        summary=_summary(policies, decision),
+        summary=_summary(policies, request, decision),
         policies=tuple(verdicts[:_SHOWN]),
         further=max(0, len(verdicts) - _SHOWN),
         edits=edits,
@@ -114,18 +128,18 @@ def explain(policies: CompiledPolicies, request: AccessRequest) -> Explanation:
 # -- what was decided ---------------------------------------------------------------------------------------
 
 
-def _summary(policies: CompiledPolicies, decision: Decision) -> str:
-    text = _why(policies, decision)
+def _summary(policies: CompiledPolicies, request: AccessRequest, decision: Decision) -> str:
+    text = _why(policies, request, decision)
     return f"{text}; policy.default: audit lets it pass" if decision.audited else text
 
 
-def _why(policies: CompiledPolicies, decision: Decision) -> str:
+def _why(policies: CompiledPolicies, request: AccessRequest, decision: Decision) -> str:
     if decision.reason == FAILED:
         return "the evaluation failed, which denies"
     if decision.policy is not None:
         action = "DENY" if decision.reason == DENIED else "ALLOW"
         return f"rule {decision.rule} of {action} policy {decision.policy} matches"
-    count = sum(policy.action == Action.ALLOW for policy in policies.policies)
+    count = sum(_is_asked(policies, policy, request) for policy in policies.policies)
     if not count:
         return f"no ALLOW policy selects {policies.workload} (policy.default: {policies.default})"
     if count == 1:
@@ -136,18 +150,23 @@ def _why(policies: CompiledPolicies, decision: Decision) -> str:
 def _verdicts(
     policies: CompiledPolicies, request: AccessRequest, decision: Decision, near: CompiledRule | None
 ) -> list[PolicyVerdict]:
-    tables = policies.tables[request.protocol].values()
-    compiled = {(str(rule.policy), rule.index): rule for table in tables for rule in table.rules}
+    compiled = {(str(rule.policy), rule.index): rule for rule in policies.tables[request.protocol].rules}
     if decision.policy is not None and decision.rule is not None:
         rule = compiled[decision.policy, decision.rule]
         return [PolicyVerdict(rule.policy, (_rule_verdict(rule, request, near),))]
     found = []
     for policy in policies.policies:
-        if policy.action == Action.ALLOW:
+        if _is_asked(policies, policy, request):
             known = [compiled.get((str(policy), index)) for index in range(len(policy.rules))]
             distance = min((rule.distance(request) for rule in known if rule), default=_FARTHEST)
             found.append((distance, _policy_verdict(policy, known, request, near)))
     return [verdict for _, verdict in sorted(found, key=lambda pair: pair[0])]
+
+
+def _is_asked(policies: CompiledPolicies, policy: AuthorizationPolicy, request: AccessRequest) -> bool:
+    """Whether ``policy`` could have allowed ``request``."""
+    allowing = policy.action == Action.ALLOW and not policy.dry_run
+    return allowing and applies(policy, policies.workload, request)
 
 
 def _policy_verdict(
@@ -172,33 +191,41 @@ def _rule_verdict(rule: CompiledRule, request: AccessRequest, near: CompiledRule
     for side in (rule.sources, rule.operations):
         chosen = min(range(len(side)), key=lambda n: sum(not t.holds(request) for t in side[n]), default=0)
         for test in side[chosen] if side else ():
-            clauses.append(_clause_verdict(test, request, chosen if len(side) > 1 else None, test is first))
+            clauses.append(_clause_verdict(rule, test, request, chosen if len(side) > 1 else None, test is first))
     ignored = () if request.protocol == HTTP else tuple(http_fields(rule.policy.rules[rule.index]))
     return RuleVerdict(rule.index, tuple(clauses), ignored, True)
 
 
-def _clause_verdict(test: Condition, request: AccessRequest, entry: int | None, nearest: bool) -> ClauseVerdict:
-    label = test.side if entry is None else test.side.replace(".", f"[{entry}].", 1)
+def _clause_verdict(
+    rule: CompiledRule, test: Condition, request: AccessRequest, entry: int | None, nearest: bool
+) -> ClauseVerdict:
     holds = test.holds(request)
-    text = _text(test, test.value(request), holds)
-    return ClauseVerdict(f"{label}.{test.clause.field}", holds, text, nearest, test.clause)
+    text = _text(rule, test, test.value(request), holds)
+    return ClauseVerdict(_label(test, entry), holds, text, nearest, test.clause)
 
 
-def _text(test: Condition, value: str | int | None, holds: bool) -> str:
+def _label(test: Condition, entry: int | None) -> str:
+    if test.side == WHEN:
+        return f"when {test.shown}" if test.key else test.shown
+    side = test.side if entry is None else test.side.replace(".", f"[{entry}].", 1)
+    return f"{side}.{test.shown}"
+
+
+def _text(rule: CompiledRule, test: Condition, value: Any, holds: bool) -> str:
     listed = _list(test.clause.values)
-    hits = [] if value is None else [v for v in test.clause.values if _matches(test.fact, v, value)]
+    hits = [] if value is None else [v for v in test.clause.values if _matches(rule, test, v, value)]
     if test.negative:
-        return f"not {listed}" if holds else f"{_plain(value)} is excluded by {_list(hits)}"
+        return f"not {listed}" if holds else f"{said(value)} is excluded by {_list(hits)}"
     if holds:
-        return _plain(hits[0])
+        return plain(hits[0])
     if value is None:
-        return f"{listed}   (the caller has none)"
+        return f"{listed}   (the {_WHO.get(test.fact, 'caller')} has none)"
     # A list of short words is best said beside what was asked; a long pattern speaks for itself.
-    return listed if test.fact in ("principals", "paths") else f"{_plain(value)} is not in {listed}"
+    return listed if test.fact in ("principals", "paths") else f"{said(value)} is not in {listed}"
 
 
-def _matches(fact: str, pattern: str, value: str | int) -> bool:
-    return bool(FIELDS[fact].compile([pattern]).matches(value))
+def _matches(rule: CompiledRule, test: Condition, pattern: str, value: Any) -> bool:
+    return bool(test.field.compile([pattern], rule.policy.namespace).matches(value))
 
 
 # -- what would allow it ------------------------------------------------------------------------------------
@@ -216,29 +243,41 @@ def _remedy(
         return edits, ""
     if near is not None and request.principal is None:
         return (), "call with a client certificate: without one there is no principal and no namespace"
+    lacking = [test for test in near.misses(request) if test.value(request) is None] if near is not None else []
+    if near is not None and lacking and len(lacking) == len(near.misses(request)):
+        return (), "call with " + " and ".join(f"{test.shown}: {_list(test.clause.values)}" for test in lacking)
     return (), f"add a rule to an ALLOW policy that selects {policies.workload}:  {_least_rule(request)}"
 
 
 def _edits(rule: CompiledRule, request: AccessRequest) -> tuple[Edit, ...]:
     edits = []
     for test in rule.misses(request):
-        values = _mended(test, test.value(request))
+        values = _mended(rule, test, test.value(request))
         if values is None:
             return ()
-        edits.append(Edit(rule.policy, rule.index, test.clause.field, values, test.clause.place))
+        edits.append(Edit(rule.policy, rule.index, test.clause.field, values, test.clause.place, test.key))
     return tuple(edits)
 
 
-def _mended(test: Condition, value: str | int | None) -> tuple[str, ...] | None:
+def _mended(rule: CompiledRule, test: Condition, value: Any) -> tuple[str, ...] | None:
     """The values with which the clause would hold; None when no exact value can say it."""
-    if value is None:
+    if value is None or test.fact == "targetRefs":
         return None
     if test.negative:
-        return tuple(v for v in test.clause.values if not _matches(test.fact, v, value))
-    text = str(value)
-    if not text or "*" in (text[0], text[-1]) or not text.isascii():
-        return None
-    return (*test.clause.values, text)
+        return tuple(v for v in test.clause.values if not _matches(rule, test, v, value))
+    for text in _writable(test, value):
+        if _matches(rule, test, text, value):
+            return (*test.clause.values, text)
+    return None
+
+
+def _writable(test: Condition, value: Any) -> list[str]:
+    """Values that say exactly what the request has, where the language of the field can."""
+    if test.fact == "requestPrincipals":
+        value = "/".join(value)
+    values = [value] if isinstance(value, str | int) else value if isinstance(value, list | tuple) else []
+    texts = [str(one) for one in values if isinstance(one, str | int) and not isinstance(one, bool)]
+    return [text for text in texts if text and "*" not in (text[0], text[-1]) and "{" not in text and text.isascii()]
 
 
 def _allows(policies: CompiledPolicies, request: AccessRequest, edits: tuple[Edit, ...]) -> bool:
@@ -265,10 +304,20 @@ def _edited(rule: Rule, edit: Edit) -> Rule:
         )
 
     def mended(clause: Clause) -> Clause:
-        at_place = clause.field == edit.field and clause.place == edit.place
+        at_place = clause.field == edit.field and clause.place == edit.place and not edit.key
         return dataclasses.replace(clause, values=edit.values) if at_place else clause
 
-    return dataclasses.replace(rule, sources=mend(rule.sources), operations=mend(rule.operations))
+    conditions = tuple(c for c in (_edited_when(c, edit) for c in rule.conditions) if c.values or c.not_values)
+    sources, operations = mend(rule.sources), mend(rule.operations)
+    return dataclasses.replace(rule, sources=sources, operations=operations, conditions=conditions)
+
+
+def _edited_when(when: When, edit: Edit) -> When:
+    if (when.key, when.place) != (edit.key, edit.place):
+        return when
+    if edit.field == "values":
+        return dataclasses.replace(when, values=edit.values)
+    return dataclasses.replace(when, not_values=edit.values)
 
 
 def _least_rule(request: AccessRequest) -> str:
@@ -296,6 +345,7 @@ def render(explanation: Explanation, *, unicode: bool = True) -> list[str]:
         lines += _render_policy(verdict, ("√ ", "× ") if unicode else ("ok", "x "))
     if explanation.further:
         lines.append(f"  and {explanation.further} more, none nearer")
+    lines += [f"  not enforced: {note}" for note in decision.notes]
     lines += _render_remedy(explanation)
     return lines
 
@@ -341,11 +391,18 @@ def _render_remedy(explanation: Explanation) -> list[str]:
 
 
 def _list(values: tuple[str, ...] | list[str]) -> str:
-    text = ", ".join(_plain(value) for value in values[:_LISTED])
+    text = ", ".join(plain(value) for value in values[:_LISTED])
     return text if len(values) <= _LISTED else f"{text}, {len(values) - _LISTED} more"
 
 
-def _plain(value: str | int | None) -> str:
+def said(value: Any) -> str:
+    """A fact for a terminal: several values of one header, a list in a claim."""
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(one) for one in value[:_LISTED]) or "an empty list"
+    return plain(value)
+
+
+def plain(value: Any) -> str:
     """Text for a terminal: what could steer it is escaped."""
     text = str(value)
     return text if text.isprintable() else ascii(text)[1:-1]

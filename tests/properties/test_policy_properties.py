@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from itertools import product
 from typing import Any
 from unittest.mock import patch
 
@@ -12,12 +11,13 @@ from hypothesis import strategies as st
 
 from config.nodes import parse_yaml
 from config.problems import Problems
-from config.resources.authorization import parse_authorization_policy
+from config.resources.authorization import Action, parse_authorization_policy
 from proxy.errors import AccessDenied
 from proxy.policy import compiled
 from proxy.policy.engine import AccessRequest, DecisionCache, WorkloadFacts, compile_policies, decide
 from proxy.policy.explain import apply_edits, explain, render
-from tests.properties.naive_istio import judge
+from proxy.policy.selection import applies
+from tests.properties.naive_istio import audited, judge
 from tests.unit.policy.documents import document, read_data
 from tests.unit.policy.questions import namespace_of, told
 
@@ -25,14 +25,45 @@ LABELS = {"app": "api", "tier": "back"}
 API = WorkloadFacts("shop", LABELS, "istio-system", "api")
 
 # Few words, so that values and requests meet often; stars wherever they may be written.
-PRINCIPALS = ["td/ns/a/sa/x", "td/ns/a/sa/xy", "td/ns/ab/sa/x", "td/ns/b/sa/y", "td/spire/agent", "td", None]
+PRINCIPALS = ["td/ns/a/sa/x", "td/ns/a/sa/xy", "td/ns/ab/sa/x", "td/ns/b/sa/y", "td/spire/agent", "td", "two/ns/shop/sa/x", None]
+BLOCKS = ["10.0.0.0/8", "10.1.2.3", "10.1.2.99/24", "0.0.0.0/0", "::/0", "2001:db8::/32", "192.168.0.1/32"]
+STRINGS = ["*", "a", "b", "a*", "*b", "ab", "A", "*a*"]
 WORDS = {
     "principals": ["*", "td/ns/a/sa/x", "td/ns/a/*", "td/ns/a*", "*/sa/x", "*x", "td*", "td/ns/*/sa/x", "spiffe://td*"],
     "namespaces": ["*", "a", "b", "a*", "*b", "*a*", "a*b", "ab"],
+    "serviceAccounts": ["x", "a/x", "ab/x", "shop/x", "b/x"],
+    "trustDomains": ["*", "td", "t*", "*d", "two", "*wo"],
+    "requestPrincipals": ["*", "i/s", "i/*", "i/s*", "*/s", "*i/s", "*s", "i*", "i", "https://i/s", "https://i*"],
+    "ipBlocks": BLOCKS,
+    "remoteIpBlocks": BLOCKS,
     "methods": ["*", "GET", "PUT", "G*", "*T", "get", "*E*"],
-    "paths": ["*", "/", "/a", "/a*", "/a/*", "*b", "*/b", "/a/b", "*a*", "/a*b"],
+    "paths": ["*", "/", "/a", "/a*", "/a/*", "*b", "*/b", "/a/b", "*a*", "/a*b", "/{*}", "/a/{**}", "/{*}/b", "/a/{**}/b"],
     "hosts": ["*", "api", "API", "api:80", "api*", "*.shop", "*:80", "b.Shop"],
     "ports": ["80", "080", "81"],
+}
+SOURCES = ["principals", "namespaces", "trustDomains", "requestPrincipals", "ipBlocks", "remoteIpBlocks"]
+KEYS_OF_WHEN = {
+    "source.ip": BLOCKS,
+    "remote.ip": BLOCKS,
+    "destination.ip": BLOCKS,
+    "source.namespace": WORDS["namespaces"],
+    "source.serviceAccount": WORDS["serviceAccounts"],
+    "source.trustDomain": WORDS["trustDomains"],
+    "source.principal": WORDS["principals"],
+    "request.auth.principal": WORDS["requestPrincipals"],
+    "request.auth.audiences": STRINGS,
+    "request.auth.presenter": STRINGS,
+    "request.auth.claims[scope]": STRINGS,
+    "request.auth.claims[a]": STRINGS,
+    "request.auth.claims[a][b]": STRINGS,
+    "request.headers[x-role]": STRINGS,
+    "request.headers[X-Other]": STRINGS,
+    "request.headers[:method]": WORDS["methods"],
+    "request.headers[:authority]": WORDS["hosts"],
+    "request.headers[host]": WORDS["hosts"],
+    "request.headers[:path]": ["/a", "/a?*", "*=b", "*"],
+    "destination.port": WORDS["ports"],
+    "connection.sni": ["*", "api", "a*", "*pi", "API"],
 }
 
 
@@ -44,59 +75,115 @@ def some_entries(name: str, facts: list[str]) -> list[dict[str, Any]]:
 
 
 def some_clauses(facts: list[str]) -> dict[str, list[str]]:
-    names = [key for fact in facts for key in (fact, f"not{fact.capitalize()}")]
+    if name := CHANCE.choice([None] * 9 + ["serviceAccounts"]) if "principals" in facts else None:
+        return {CHANCE.choice([name, "notServiceAccounts"]): some_values(WORDS[name])}
+    names = [(fact, key) for fact in facts for key in (fact, f"not{fact[0].upper()}{fact[1:]}")]
     chosen = CHANCE.sample(names, CHANCE.choice([1, 1, 2, 3]))
-    return {key: some_values(WORDS[key.removeprefix("not").lower()]) for key in chosen}
+    return {key: some_values(WORDS[fact]) for fact, key in chosen}
 
 
 def some_values(words: list[str]) -> list[str]:
     return CHANCE.choices(words, k=CHANCE.choice([1, 1, 2, 3]))
 
 
-def some_rule() -> dict[str, Any]:
+def some_when() -> dict[str, Any]:
+    key = CHANCE.choice(list(KEYS_OF_WHEN))
+    lists = CHANCE.choice([["values"], ["values"], ["notValues"], ["values", "notValues"]])
+    return {"key": key, **{name: some_values(KEYS_OF_WHEN[key]) for name in lists}}
+
+
+def some_rule(rare: float = 0.5) -> dict[str, Any]:
+    """``rare``: how often it asks for facts beyond the usual ones."""
     rule: dict[str, Any] = {}
     if CHANCE.random() < 0.7:
-        rule["from"] = some_entries("source", ["principals", "namespaces"])
+        rule["from"] = some_entries("source", SOURCES if CHANCE.random() < rare else SOURCES[:3])
     if CHANCE.random() < 0.7:
         rule["to"] = some_entries("operation", ["methods", "paths", "hosts", "ports"])
+    if CHANCE.random() < rare:
+        rule["when"] = [some_when() for _ in range(CHANCE.choice([1, 1, 2]))]
     return rule
 
 
 # Drawn beforehand: Hypothesis chooses among ready rules, which is a hundred times faster than building each.
-RULES = st.sampled_from([{}, *(some_rule() for _ in range(500))])
+RULES = st.sampled_from([{}, *(some_rule(rare) for rare in (0.0, 0.5, 0.5) for _ in range(250))])
 SELECTORS = st.sampled_from([None, {}, {"app": "api"}, {"app": "api", "tier": "back"}, {"app": "web"}, {"x": ""}])
+TARGETS = st.sampled_from(
+    [
+        [{"kind": "Service", "name": "api"}],
+        [{"kind": "Service", "name": "web"}],
+        [{"kind": "HTTPRoute", "name": "main"}],
+        [{"kind": "GRPCRoute", "name": "other"}, {"kind": "Service", "name": "web"}],
+        [{"kind": "HTTPRoute", "name": "other"}, {"kind": "Service", "name": "api"}],
+    ]
+)
 
 
 @st.composite
 def specs(draw: st.DrawFn) -> dict[str, Any]:
-    action = draw(st.sampled_from(["ALLOW", "ALLOW", "DENY", None]))
+    action = draw(st.sampled_from(["ALLOW", "ALLOW", "DENY", "AUDIT", None]))
     spec: dict[str, Any] = {"rules": draw(st.lists(RULES, min_size=1 if action == "DENY" else 0, max_size=6))}
     if action:
         spec["action"] = action
-    labels = draw(SELECTORS)
-    if labels is not None:
+    if draw(st.integers(0, 4)) == 0:
+        spec["targetRefs"] = draw(TARGETS)
+    elif (labels := draw(SELECTORS)) is not None:
         spec["selector"] = {"matchLabels": labels}
+    if action != "AUDIT" and draw(st.integers(0, 5)) == 0:
+        spec["dry-run"] = True
     return spec
+
+
+def a_document(key: str, spec: dict[str, Any]) -> dict[str, Any]:
+    dry = spec.get("dry-run", False)
+    made = document(key, {name: value for name, value in spec.items() if name != "dry-run"})
+    if dry:
+        made["metadata"]["annotations"] = {"istio.io/dry-run": "true"}
+    return made
 
 
 KEYS = st.sampled_from([f"{ns}/{name}" for ns in ("shop", "istio-system", "other") for name in ("p", "q", "a")])
 DOCUMENTS = st.dictionaries(KEYS, specs(), max_size=6).map(
-    lambda named: [document(key, spec) for key, spec in named.items()]
+    lambda named: [a_document(key, spec) for key, spec in named.items()]
 )
 DEFAULTS = st.sampled_from(["deny", "istio", "audit"])
-REQUESTS = st.sampled_from(
-    [
-        dict(zip(("protocol", "principal", "port", "method", "host", "path"), facts, strict=True))
-        for facts in product(
-            ["http", "http", "http", "tcp"],
-            PRINCIPALS,
-            [80, 81, 8080],
-            ["GET", "PUT", "get", "G", "E*"],
-            ["api", "API", "api:80", "b.shop", "B.SHOP:80", ""],
-            ["/", "/a", "/a/", "/a/b", "/ab", "/b", "/xa*"],
-        )
-    ]
-)
+CLAIMS: list[dict[str, Any] | None] = [
+    None,
+    {},
+    {"iss": "i", "sub": "s", "aud": "a", "azp": ["a", "b"], "scope": "a b"},
+    {"iss": "https://i", "sub": "s", "aud": ["b", 7], "a": {"b": "ab"}, "scope": ["a b"]},
+    {"iss": "i", "sub": "", "a": "a", "permission": "b"},
+    {"iss": "i", "sub": 7, "a": {"b": ["a", "x"]}, "aud": 5},
+    {"iss": "xi", "sub": "ss", "a": {"b": {"c": "a"}}, "scope": "x  a"},
+]
+ADDRESSES = ["", "10.1.2.3", "10.1.2.4", "::ffff:10.9.9.9", "192.168.0.1", "2001:db8::1", "::1"]
+HEADERS: list[dict[str, list[str]]] = [{}, {"x-role": ["a"]}, {"x-role": ["x", "a"]}, {"x-role": [""], "x-other": ["ab"]}]
+
+
+def some_request() -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "protocol": CHANCE.choice(["http", "http", "http", "tcp"]),
+        "principal": CHANCE.choice(PRINCIPALS),
+        "port": CHANCE.choice([80, 81, 8080]),
+        "source_ip": CHANCE.choice(ADDRESSES),
+        "remote_ip": CHANCE.choice(ADDRESSES),
+        "destination_ip": CHANCE.choice(ADDRESSES),
+        "sni": CHANCE.choice(["", "api", "API", "xpi"]),
+    }
+    if facts["protocol"] == "http":
+        path = CHANCE.choice(["/", "/a", "/a/", "/a/b", "/ab", "/b", "/xa*", "/a/c/b", '/a/"'])
+        facts |= {
+            "method": CHANCE.choice(["GET", "PUT", "get", "G", "E*"]),
+            "host": CHANCE.choice(["api", "API", "api:80", "b.shop", "B.SHOP:80", ""]),
+            "path": path,
+            "target": CHANCE.choice([path, path + "?x=b"]),
+            "headers": CHANCE.choice(HEADERS),
+            "claims": CHANCE.choice(CLAIMS),
+            "route": CHANCE.choice(["main", "other", ""]),
+        }
+    return facts
+
+
+REQUESTS = st.sampled_from([some_request() for _ in range(3000)])
 
 
 def facts_of(raw: dict[str, Any]) -> AccessRequest:
@@ -115,11 +202,16 @@ def test_decisions_equal_those_of_a_plain_reading_of_the_documents(
     cache = DecisionCache(policies, 16)
     for raw in requests:
         request = {**raw, "namespace": namespace_of(raw["principal"])}
-        word, by = judge(documents, request, namespace="shop", labels=LABELS, root="istio-system", default=default)
+        scope: dict[str, Any] = {"namespace": "shop", "labels": LABELS, "root": "istio-system", "name": "api"}
+        word, by = judge(documents, request, **scope, default=default)
         expected = f"{word} {by}" if by else word
-        assert told(decide(policies, facts_of(raw))) == expected
+        decision = decide(policies, facts_of(raw))
+        assert told(decision) == expected
         assert told(decide(tabled, facts_of(raw))) == expected
-        if raw["protocol"] == "http":
+        noted = [f"{note.policy}#{note.rule}" for note in decision.notes if note.kind == "audit"]
+        assert noted == ([seen] if (seen := audited(documents, request, **scope)) else [])
+        assert all(note.kind != "failed" for note in decision.notes)
+        if raw["protocol"] == "http" and not policies.needs_more:
             assert told(remembered(cache, facts_of(raw))) == expected
 
 
@@ -132,6 +224,7 @@ def remembered(cache: DecisionCache, request: AccessRequest) -> Any:
             method=request.method.encode(),
             host=request.host.encode(),
             path=request.path.encode(),
+            route=request.route,
         ).decision
     except AccessDenied as error:
         return error.decision
@@ -172,8 +265,8 @@ def test_a_nearest_miss_is_named_exactly_when_a_rule_could_have_matched(
 ) -> None:
     policies = compile_policies(read_data(documents), API)
     decision = decide(policies, facts_of(raw))
-    tables = policies.tables[raw["protocol"]]
-    could = any(table.rules for action, table in tables.items() if action == "ALLOW")
+    rules = [rule for rule in policies.tables[raw["protocol"]].rules if rule.policy.action == Action.ALLOW]
+    could = any(applies(rule.policy, API, facts_of(raw)) for rule in rules)
     assert (decision.nearest is not None) is (decision.reason == "no_allow_policy_matched" and could)
 
 

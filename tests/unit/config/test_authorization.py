@@ -11,8 +11,10 @@ from config.resources.authorization import (
     Action,
     AuthorizationPolicy,
     Clause,
+    Condition,
     Entry,
     Rule,
+    TargetRef,
     parse_authorization_policy,
 )
 
@@ -38,6 +40,10 @@ def policy_of(text: str) -> AuthorizationPolicy:
 
 def source(text: str) -> str:
     return f"{{rules: [{{from: [{{source: {text}}}]}}]}}"
+
+
+def when(key: str, values: str) -> str:
+    return f"{{rules: [{{when: [{{key: '{key}', values: {values}}}]}}]}}"
 
 
 def operation(text: str) -> str:
@@ -115,30 +121,37 @@ def test_what_a_cluster_writes_into_a_document_is_let_be() -> None:
 @pytest.mark.parametrize(
     ("text", "code", "words"),
     [
-        # what Istio has and we do not judge yet
+        # what Istio has and we do not judge
         ("{action: CUSTOM, provider: {name: x}, rules: [{}]}", "SW0120", "CUSTOM"),
-        ("{action: AUDIT, rules: [{}]}", "SW0120", "AUDIT"),
         ("{provider: {name: x}}", "SW0120", "provider"),
-        ("{targetRef: {kind: Gateway, name: g}}", "SW0120", "targetRef"),
-        ("{targetRefs: [{kind: Gateway, name: g}]}", "SW0120", "targetRefs"),
-        ("{rules: [{when: [{key: source.ip, values: [10.0.0.1]}]}]}", "SW0120", "when"),
-        *(
-            (source(f"{{principals: ['*'], {name}: ['x']}}"), "SW0120", name)
-            for name in (
-                "requestPrincipals",
-                "notRequestPrincipals",
-                "serviceAccounts",
-                "notServiceAccounts",
-                "ipBlocks",
-                "notIpBlocks",
-                "remoteIpBlocks",
-                "notRemoteIpBlocks",
-                "trustDomains",
-                "notTrustDomains",
-            )
-        ),
-        (operation("{paths: ['/a/{*}']}"), "SW0120", "template"),
-        (operation("{notPaths: ['/a/{**}']}"), "SW0120", "template"),
+        ("{targetRef: {kind: Gateway, name: g}}", "SW0120", "Gateway"),
+        ("{targetRefs: [{kind: ServiceEntry, name: g}]}", "SW0120", "ServiceEntry"),
+        ("{targetRefs: [{kind: Service, name: g, namespace: x}]}", "SW0120", "namespace"),
+        (when("experimental.envoy.filters.a.b[c]", "[x]"), "SW0120", "Envoy"),
+        # targets
+        ("{targetRefs: [{kind: Service}]}", "SW0106", "name"),
+        ("{targetRefs: [{kind: Pod, name: x}]}", "SW0104", "Pod"),
+        ("{targetRefs: [{kind: HTTPRoute, group: core, name: x}]}", "SW0105", "group"),
+        ("{selector: {matchLabels: {a: b}}, targetRef: {kind: Service, name: x}}", "SW0106", "exclude each other"),
+        ("{targetRef: {kind: Service, name: x}, targetRefs: [{kind: Service, name: x}]}", "SW0106", "exclude"),
+        (f"{{targetRefs: [{', '.join(['{kind: Service, name: x}'] * 17)}]}}", "SW0110", "16"),
+        # conditions
+        ("{rules: [{when: [{values: [x]}]}]}", "SW0106", "'key' is missing"),
+        ("{rules: [{when: [{key: source.ip}]}]}", "SW0106", "neither values nor notValues"),
+        ("{rules: [{when: [{key: source.ip, values: []}]}]}", "SW0106", "neither values nor notValues"),
+        (when("source.ip", "[10.0.0.0/33]"), "SW0105", "10.0.0.0/33"),
+        (when("destination.ip", "[host]"), "SW0105", "host"),
+        (when("destination.port", "[http]"), "SW0105", "http"),
+        (when("Source.Ip", "[10.0.0.1]"), "SW0105", "no key"),
+        (when("request.headersX[role]", "[a]"), "SW0105", "no key"),
+        (when("request.headers", "[a]"), "SW0105", "no key"),
+        (when("request.headers[a b]", "[a]"), "SW0105", "no key"),
+        (when("request.headers[x", "[a]"), "SW0105", "no key"),
+        (when("request.headers[:scheme]", "[a]"), "SW0105", "no key"),
+        (when("request.auth.claims", "[a]"), "SW0105", "no key"),
+        (when("request.auth.claims[]", "[a]"), "SW0105", "no key"),
+        (when("destination.labels[app]", "[a]"), "SW0105", "no key"),
+        (when("source.principal", "['']"), "SW0105", "empty value"),
         # unknown words
         ("{rule: []}", "SW0101", "rule"),
         (source("{principal: [x]}"), "SW0101", "principal"),
@@ -181,7 +194,25 @@ def test_what_a_cluster_writes_into_a_document_is_let_be() -> None:
         (operation("{ports: ['80-90']}"), "SW0105", "80-90"),
         (operation("{ports: ['*']}"), "SW0105", "*"),
         (operation(f"{{ports: ['{'1' * 5000}']}}"), "SW0105", "port"),
-        (operation("{paths: ['/{id}']}"), "SW0105", "braces"),
+        (operation("{paths: ['/{id}']}"), "SW0105", "path template"),
+        (operation("{paths: ['/a{*}']}"), "SW0105", "path template"),
+        (operation("{paths: ['/{*}/x*']}"), "SW0105", "path template"),
+        (operation("{paths: ['{*}']}"), "SW0105", "path template"),
+        (operation("{paths: ['/a//{*}']}"), "SW0105", "path template"),
+        (operation("{notPaths: ['/{**}/{*}']}"), "SW0105", "last wildcard"),
+        (source("{ipBlocks: [a.b.c.d]}"), "SW0105", "neither an address nor a block"),
+        (source("{notIpBlocks: ['10.0.0.1/']}"), "SW0105", "neither an address nor a block"),
+        (source("{remoteIpBlocks: ['fe80::1%eth0']}"), "SW0105", "zone"),
+        (source("{serviceAccounts: ['a/b/c']}"), "SW0105", "service account"),
+        (source("{serviceAccounts: ['a*']}"), "SW0105", "service account"),
+        (source("{notServiceAccounts: ['/a']}"), "SW0105", "service account"),
+        (source(f"{{serviceAccounts: ['{'a' * 321}']}}"), "SW0105", "service account"),
+        (source(f"{{serviceAccounts: [{', '.join(['a'] * 17)}]}}"), "SW0110", "16"),
+        (source("{serviceAccounts: [a], notNamespaces: [b]}"), "SW0106", "exclude each other"),
+        (source("{notServiceAccounts: [a], principals: [b]}"), "SW0106", "exclude each other"),
+        (source("{trustDomains: ['a/b']}"), "SW0105", "trust domain"),
+        (source("{trustDomains: ['a*b']}"), "SW0105", "trust domain"),
+        (source("{notTrustDomains: ['*a*']}"), "SW0105", "trust domain"),
         ("{selector: {matchLabels: {app: 'a*'}}}", "SW0105", "wildcard"),
         ("{selector: {matchLabels: {'a*': b}}}", "SW0105", "wildcard"),
         ("{selector: {matchLabels: {'': b}}}", "SW0105", "name"),
@@ -211,8 +242,8 @@ def test_what_cannot_be_judged_as_written_is_an_error_and_yields_no_policy(text:
         ("{name: a, namespace: a.b}", "SW0105"),
         ("{name: [a], namespace: shop}", "SW0103"),
         ("{name: a, nmespace: shop}", "SW0101"),
-        ("{name: a, annotations: {istio.io/dry-run: 'true'}}", "SW0120"),
-        ("{name: a, annotations: {istio.io/dry-run: x}}", "SW0120"),
+        ("{name: a, annotations: {istio.io/dry-run: x}}", "SW0105"),
+        ("{name: a, annotations: {istio.io/dry-run: 'yes'}}", "SW0105"),
     ],
 )
 def test_metadata_is_checked(metadata: str, code: str) -> None:
@@ -221,11 +252,52 @@ def test_metadata_is_checked(metadata: str, code: str) -> None:
     assert code in [p.code for p in problems]
 
 
-def test_a_dry_run_that_is_switched_off_is_no_dry_run() -> None:
-    metadata = "{name: a, annotations: {istio.io/dry-run: 'false', other: x}}"
+@pytest.mark.parametrize(
+    ("text", "dry"),
+    [("true", True), ("True", True), ("T", True), ("1", True), ("false", False), ("F", False), ("0", False)],
+)
+def test_a_dry_run_is_switched_by_any_boolean_of_go(text: str, dry: bool) -> None:
+    metadata = f"{{name: a, annotations: {{istio.io/dry-run: '{text}', other: x}}}}"
     policy, problems = read(HEAD.replace("{name: allow-web, namespace: shop}", metadata) + "spec: {}")
     assert policy is not None
+    assert policy.dry_run is dry
     assert problems == []
+
+
+def test_an_audit_policy_has_no_dry_run() -> None:
+    metadata = "{name: a, annotations: {istio.io/dry-run: 'true'}}"
+    policy, problems = read(HEAD.replace("{name: allow-web, namespace: shop}", metadata) + "spec: {action: AUDIT}")
+    assert policy is None
+    assert [problem.code for problem in problems] == ["SW0105"]
+
+
+def test_the_rarer_fields_are_read_as_they_stand() -> None:
+    policy = policy_of(
+        "{action: AUDIT, targetRefs: [{kind: Service, name: api}, {kind: GRPCRoute, name: r}], rules: [{"
+        "from: [{source: {ipBlocks: [10.0.0.1/8], notTrustDomains: ['*.x']}}], "
+        "to: [{operation: {paths: ['/a/{*}/{**}']}}], "
+        "when: [{key: 'request.headers[X-Team]', values: ['a', 'B*'], notValues: ['c']}]}]}"
+    )
+    assert policy.action == Action.AUDIT
+    assert policy.target_refs == (TargetRef("Service", "api"), TargetRef("GRPCRoute", "r"))
+    (rule,) = policy.rules
+    assert rule.sources[0].clauses == (Clause("ipBlocks", ("10.0.0.1/8",)), Clause("notTrustDomains", ("*.x",)))
+    assert rule.operations[0].clauses == (Clause("paths", ("/a/{*}/{**}",)),)
+    assert rule.conditions == (Condition("request.headers[x-team]", ("a", "B*"), ("c",)),)
+    assert rule.conditions[0].place.line > 0
+
+
+@pytest.mark.parametrize(
+    ("key", "arguments"),
+    [
+        ("request.auth.claims[a]", ("a",)),
+        ("request.auth.claims[a][b.c][d]", ("a", "b.c", "d")),
+        ("request.auth.claims[a[b]]", ("a[b]",)),
+        ("source.ip", ()),
+    ],
+)
+def test_brackets_that_do_not_part_cleanly_hold_one_name(key: str, arguments: tuple[str, ...]) -> None:
+    assert Condition(key).arguments == arguments
 
 
 @pytest.mark.parametrize(
@@ -257,6 +329,7 @@ def test_what_istio_accepts_and_people_do_not_mean_is_a_warning(text: str, code:
     "text",
     [
         source("{principals: ['*', 'a*', '*a', td/ns/a/sa/b], namespaces: ['a*b*c']}"),
+        operation("{paths: ['/{*}', '/a/{*}/b', '/{*}/{**}', '/{**}/x', '/a%20b/{*}/'], notPaths: ['/{**}']}"),
         operation("{methods: [GET, 'P*', '*', M-SEARCH], paths: ['*', '/a*', '*.js', /], hosts: ['*.x', a, 'a:*']}"),
         operation("{ports: ['0', '65535', '00080']}"),
         "{selector: {matchLabels: {app: '', 'a.b/c': d}}}",

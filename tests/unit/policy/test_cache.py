@@ -52,7 +52,7 @@ def test_a_failed_evaluation_is_not_remembered() -> None:
             port=1,
             method=b"GET",
             host=b"h",
-            path=b"/",
+            path=b"/orders/1",
         )
     denied = caught.value.decision
     assert denied.reason == "authorization_failed"

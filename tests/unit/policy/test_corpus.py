@@ -50,8 +50,9 @@ def ask_cache(cache: DecisionCache, request: Any) -> Any:
         namespace=request.namespace,
         port=request.port,
         method=request.method.encode(),
-        host=request.host.encode(),
-        path=request.path.encode(),
+        host=request.authority.encode("latin-1"),
+        path=request.path.encode("latin-1"),
+        route=request.route,
     )
 
 

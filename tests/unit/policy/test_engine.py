@@ -56,9 +56,9 @@ def test_a_protocol_that_is_neither_http_nor_tcp_is_denied() -> None:
 
 
 def test_a_field_that_the_engine_does_not_know_is_refused_when_compiling() -> None:
-    rule = Rule(sources=(Entry((Clause("ipBlocks", ("10.0.0.0/8",)),)),))
+    rule = Rule(sources=(Entry((Clause("colours", ("red",)),)),))
     policy = AuthorizationPolicy("a", "shop", Action.ALLOW, (), (rule,))
-    with pytest.raises(ValueError, match="ipBlocks"):
+    with pytest.raises(ValueError, match="colours"):
         compile_policies([policy], API)
 
 
@@ -272,7 +272,7 @@ def test_a_rule_of_many_callers_and_many_paths_does_not_take_their_product() -> 
     policies = compile_policies(policies_of({f"p{n}": {"rules": [rule]} for n in range(6)}), API)
     assert told(decide(policies, ask("s77 GET /123"))) == "allow shop/p0#0"
     assert told(decide(policies, ask("s77 GET /200"))) == "deny"
-    root = policies.tables["http"][Action.ALLOW]._root
+    root = policies.tables["http"]._root
     assert all(not hasattr(node, "_indexes") for node in root.named(ask("s77 GET /123")))
 
 
