@@ -126,7 +126,7 @@ class Inbound(HttpService):
                 )
         except AccessDenied as error:
             record.decision = error.decision
-            request = self._facts(exchange, runtime.policies)
+            request = record.question = self._facts(exchange, runtime.policies)
             error.decision_id = record.decision_id = error.decision.id(request)
             raise
         record.decision = permit.decision

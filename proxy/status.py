@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from proxy.admin import Handler, Reply, Request, json_reply, text_reply
+from proxy.observe.record import ExchangeRecord
 from proxy.version import VERSION
 
 if TYPE_CHECKING:
     from proxy.app import Process
 
 _OPENMETRICS = "application/openmetrics-text"
+_DECISIONS = 100
 
 
 def handlers(process: Process) -> tuple[dict[str, Handler], dict[str, Handler]]:
@@ -36,6 +38,7 @@ def handlers(process: Process) -> tuple[dict[str, Handler], dict[str, Handler]]:
         "/listeners": pages.listeners,
         "/connections": pages.connections,
         "/policies": pages.policies,
+        "/decisions": pages.decisions,
         "/quarantine": quarantining.show,
         "/debug/tasks": pages.tasks,
     }
@@ -192,6 +195,29 @@ class Pages:
             }
         )
 
+    async def decisions(self, request: Request) -> Reply:
+        """What was refused lately, newest first; ``?id=`` only that decision. Over the Unix socket alone: the facts
+        may name persons."""
+        if request.uid is None:
+            return text_reply("decisions are shown over the Unix socket only\n", 403)
+        wanted, process = request.query.get("id", ""), self._process
+        recent = [r for r in reversed(process.telemetry.recent) if isinstance(r, ExchangeRecord) and r.decision_id]
+        found = [_decision(record) for record in recent if wanted in ("", record.decision_id)][:_DECISIONS]
+        workload = process.loaded.config.workload
+        return json_reply(
+            {
+                "workload": {
+                    "namespace": workload.namespace,
+                    "name": workload.name,
+                    "labels": dict(workload.labels),
+                },
+                "default": process.loaded.config.policy.default,
+                "policy": [str(path) for path in process.loaded.config.policy.from_],
+                "generation": process.worker.runtime.generation,
+                "items": found,
+            }
+        )
+
     async def tasks(self, request: Request) -> Reply:
         return text_reply(task_tree() + "\n")
 
@@ -204,6 +230,22 @@ class Pages:
     async def drain(self, request: Request) -> Reply:
         self._process.stop()
         return json_reply({"draining": True})
+
+
+def _decision(record: ExchangeRecord) -> dict[str, Any]:
+    decision, question, trace = record.decision, record.question, record.trace
+    return {
+        "id": record.decision_id,
+        "at": record.started,
+        "generation": record.generation,
+        "allowed": decision.allowed if decision is not None else False,
+        "reason": record.reason,
+        "policy": decision.policy if decision is not None else None,
+        "rule": decision.rule if decision is not None else None,
+        "facts": question.canonical() if question is not None else None,
+        "caller_address": record.peer_address,
+        "trace_id": trace.trace_id.decode("ascii") if trace is not None else None,
+    }
 
 
 def _certificate(cert: Any) -> dict[str, Any]:

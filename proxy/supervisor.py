@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from urllib.parse import quote
 
 import orjson
 import trio
@@ -138,6 +139,7 @@ class Supervisor:
             "/startup": self._ready,
             "/metrics": self._metrics,
             "/status": self._status,
+            "/decisions": self._decisions,
         }
         for page in _PAGES:
             reads[page] = self._first(page)
@@ -196,6 +198,17 @@ class Supervisor:
         whole["pid"] = os.getpid()
         whole["workers"] = workers
         return json_reply(whole)
+
+    async def _decisions(self, request: Request) -> Reply:
+        """Of all workers, newest first."""
+        if request.uid is None:
+            return text_reply("decisions are shown over the Unix socket only\n", 403)
+        page = f"/decisions?id={quote(request.query.get('id', ''))}"
+        answers = [orjson.loads(body) for status, body in await self._ask_all("GET", page) if status == 200]
+        if not answers:
+            return text_reply("no worker answers\n", 503)
+        items = sorted((item for answer in answers for item in answer["items"]), key=lambda item: -item["at"])
+        return json_reply({**answers[0], "items": items[:100]})
 
     async def _reload(self, request: Request) -> Reply:
         replies = await self._ask_all("POST", "/reload")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -192,16 +193,32 @@ def schema() -> None:
 
 @click.command()
 @click.argument("code")
-def explain(code: str) -> None:
-    """The manual page of a problem's code.
+@click.option("--at", "target", metavar="TARGET", help="A decision: ask this proxy. Default: every local one.")
+@click.option("--verify", is_flag=True, help="A decision: derive it again from the policy files, and compare.")
+@click.option("-f", "--file", "files", multiple=True, type=click.Path(path_type=Path), help="Other policy files.")
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def explain(code: str, target: str | None, verify: bool, files: tuple[Path, ...], output: str) -> int:
+    """The manual page of a problem's code, or why a request was refused.
+
+    CODE is a code of a message (SW0201), or the id of a decision: x-sidewall-decision of a refused answer,
+    decision_id in the access log. Proxies remember the last of them (telemetry.traces.keep).
 
     \b
     sidewall explain SW0201
+    sidewall explain f3kq2vjz5ryt4c7mabxw6h2nde
+    sidewall explain f3kq2vjz5ryt4c7mabxw6h2nde --verify
+
+    Exit code 1: --verify found another verdict, 69: no proxy remembers the decision.
     """
     from config.codes import NoSuchCode
     from config.codes import explain as page
 
+    if re.fullmatch(r"[a-z2-7]{26}", code):
+        from proxy.cli.decision import explain_decision
+
+        return explain_decision(code, target, files, verify=verify, output=output)
     try:
         click.echo(page(code.upper()))
     except NoSuchCode as error:
         raise Problem(str(error), "codes stand in the messages of sidewall check") from None
+    return 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from identity.svid import PeerIdentity
     from proxy.observe.propagation import TraceContext
-    from proxy.policy.engine import Decision
+    from proxy.policy.engine import AccessRequest, Decision
 
 
 class ExchangeRecord:
@@ -39,6 +39,7 @@ class ExchangeRecord:
         "peer",
         "peer_address",
         "port",
+        "question",
         "reason",
         "request_id",
         "response_seconds_header",
@@ -90,6 +91,7 @@ class ExchangeRecord:
         self.attempts = 0
         self.decision: Decision | None = None
         self.decision_id = ""  # what the caller of a denied exchange was told
+        self.question: AccessRequest | None = None  # what policy was asked, of what it refused
         self.route = ""
         self.port = 0  # what policies call the port, inbound only
         self.trace: TraceContext | None = None

@@ -155,6 +155,13 @@ class AccessRequest:
             found["headers"] = {name: list(self.header(name) or ()) for name in sorted(self.headers)}
         return found
 
+    @classmethod
+    def from_canonical(cls, facts: Mapping[str, Any]) -> AccessRequest:
+        """The request of which ``canonical`` gave ``facts``. Raises TypeError for what it never gives."""
+        more = dict(facts)
+        more["host"] = more.pop("authority", more.get("host", ""))
+        return cls(**more)
+
     def __repr__(self) -> str:
         shown = self.canonical()
         for name in ("headers", "claims"):  # may hold secrets: their names only

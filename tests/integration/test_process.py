@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -190,6 +191,35 @@ def test_workers_share_a_port_a_dead_one_comes_back_and_metrics_are_summed(tmp_p
         assert pair.api.wait(15) == 0
     finally:
         pair.end()
+
+
+def decision_of(pair: Pair, path: str) -> str:
+    with socket.create_connection(("127.0.0.1", pair.outer), timeout=10) as sock:
+        sock.sendall(f"GET {path} HTTP/1.1\r\nhost: api\r\nconnection: close\r\n\r\n".encode())
+        found = re.search(rb"x-sidewall-decision: ([a-z2-7]+)", sock.makefile("rb").read())
+    assert found, "the answer names its decision"
+    return found[1].decode()
+
+
+@pytest.mark.slow
+def test_a_decision_can_be_explained_and_derived_again_by_its_id(pair: Pair) -> None:
+    pair.allow("/orders")
+    pair.wait_for(403)
+    decision = decision_of(pair, "/private?x=1")
+    told = sidewall("explain", decision, "--at", pair.socket("api"), "--verify")
+    assert told.returncode == 0, told.stderr
+    assert "/private" in told.stdout
+    assert "paths" in told.stdout
+    assert "verified" in told.stdout
+    assert decision_of(pair, "/private?y=2") == decision, "the same question has the same id"
+    pair.allow("/elsewhere")
+    assert sidewall("reload", pair.socket("api")).returncode == 0
+    changed = sidewall("explain", decision, "--at", pair.socket("api"), "--verify", "-o", "json")
+    assert changed.returncode == 1
+    assert json.loads(changed.stdout)["derived_again"]["same"] is False
+    unknown = sidewall("explain", "a" * 26, "--at", pair.socket("api"))
+    assert unknown.returncode == 69
+    assert "no local proxy remembers" in unknown.stderr
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ class Nest:
         self.started.append((env["SIDEWALL_WORKER_NUMBER"], command, child))
         return child
 
-    async def ask(self, path: str, method: str, target: str) -> tuple[int, bytes]:
+    async def ask(self, path: str, method: str, target: str, body: bytes = b"") -> tuple[int, bytes]:
         self.asked.append((path, method, target))
         return self.replies[target][int(path[-1])]
 
