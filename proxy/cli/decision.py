@@ -49,8 +49,7 @@ def _find(decision: str, target: str | None) -> tuple[dict[str, Any], dict[str, 
 
 def _compile(proxy: dict[str, Any], files: Sequence[Path]) -> CompiledPolicies:
     from config.documents import load_documents
-    from config.problems import ConfigError
-    from proxy.cli.policy_source import refuse
+    from config.problems import ConfigError, render
     from proxy.policy.engine import compile_policies
     from proxy.policy.facts import WorkloadFacts
 
@@ -58,8 +57,8 @@ def _compile(proxy: dict[str, Any], files: Sequence[Path]) -> CompiledPolicies:
     try:
         documents, _ = load_documents(files or [Path(path) for path in proxy["policy"]])
     except ConfigError as error:
-        refuse(error)
-        raise
+        click.echo(render(error.problems, files=error.files, documents=error.documents), err=True)
+        raise click.exceptions.Exit(78) from None
     facts = WorkloadFacts(workload["namespace"], workload["labels"], name=workload["name"])
     return compile_policies(documents.policies, facts, _default(proxy["default"]))
 
