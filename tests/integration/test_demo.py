@@ -37,10 +37,22 @@ def children_of(folder: Path) -> list[int]:
     return found
 
 
+def _heed_signals() -> None:
+    # Who runs the tests in the background has them ignore SIGINT, and what is ignored is inherited.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The interactive demo, and the address it says to call."""
-    process = subprocess.Popen([*COMMAND, str(folder)], env=ENV, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, str(folder)],
+        env=ENV,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=_heed_signals,  # noqa: PLW1509 (nothing of ours runs in threads here)
+    )
     try:
         assert process.stdout is not None
         for line in process.stdout:
