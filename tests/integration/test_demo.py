@@ -51,7 +51,7 @@ def running(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         env=ENV,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=_heed_signals,  # noqa: PLW1509 (nothing of ours runs in threads here)
+        preexec_fn=_heed_signals,
     )
     try:
         assert process.stdout is not None
