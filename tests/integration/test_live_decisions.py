@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,10 @@ async def open_two(stack: AsyncExitStack, folder: Path, nursery: trio.Nursery) -
     app = EchoApp(http2=True)
     await nursery.start(app.run)
     many: dict[str, Any] = {"caps": FREE}
-    cluster = {"protocol": "h2", "max_requests": 20_000}
-    mesh = await stack.enter_async_context(open_mesh(folder, app.port, api={**many, "cluster": cluster}, web=many))
-    other = await start_web(mesh.nursery, mesh.ca, mesh.api.port, identity=OTHER, **many)
+    wide: dict[str, Any] = {"max_requests": 20_000, "max_pending": 20_000}
+    api, web = {**many, "cluster": {**wide, "protocol": "h2"}}, {**many, "cluster": wide}
+    mesh = await stack.enter_async_context(open_mesh(folder, app.port, api=api, web=web))
+    other = await start_web(mesh.nursery, mesh.ca, mesh.api.port, identity=OTHER, **web)
     stack.push_async_callback(close_side, other)
     mesh.allow(allow("web", "other"))
     return mesh, other
@@ -160,3 +162,33 @@ async def test_a_quarantine_that_runs_out_is_lifted(nursery: trio.Nursery, tmp_p
             assert (await client.request("GET", "/bytes/1")).status == 200
 
 
+
+
+@pytest.mark.long
+async def test_what_judging_again_costs(
+    nursery: trio.Nursery, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Printed, not judged: how long 500 calls of a denied identity live on, and what 5,000 open calls cost."""
+    async with AsyncExitStack() as stack:
+        mesh, other = await open_two(stack, tmp_path, nursery)
+        theirs, ours = Calls(), Calls()
+        await theirs.begin(stack, other.port, 500, 10)
+        await ours.begin(stack, mesh.port, 4500, 60)
+        began = time.perf_counter()
+        mesh.allow(allow("web", "other"))
+        judged = time.perf_counter() - began
+        assert theirs.ended() == ours.ended() == []
+        began = time.perf_counter()
+        mesh.allow(allow("web"))
+        swapped, times = time.perf_counter() - began, []
+        while len(times) < 500:
+            await trio.sleep(0.001)
+            times += [time.perf_counter() - began] * (len(theirs.ended()) - len(times))
+            assert time.perf_counter() - began < 30
+        assert all(denied(response) for response in theirs.ended())
+        assert ours.ended() == []
+    with capsys.disabled():
+        print(
+            f"\n5,000 open calls judged again in {judged * 1000:.0f} ms; 500 of them denied in {swapped * 1000:.0f} ms, "
+            f"their ends seen by the caller after {times[249] * 1000:.0f} ms (p50), {times[494] * 1000:.0f} ms (p99)"
+        )
