@@ -257,7 +257,11 @@ class RuleTable:
         """At most ``limit`` ALLOW rules among which to look for a near miss: those about this caller, if any."""
         named = (rule for node in self._root.named(request) for rule in node.rules)
         about_caller = [rule for rule in islice(named, limit * _SCANNED) if rule.policy.action == Action.ALLOW]
-        return (about_caller or self.rules[self._denying : self._denying + limit])[:limit]
+        return about_caller[:limit] or self.allowing(limit)
+
+    def allowing(self, limit: int) -> list[CompiledRule]:
+        """The first ``limit`` ALLOW rules."""
+        return self.rules[self._denying : self._denying + limit]
 
 
 class _Leaf:

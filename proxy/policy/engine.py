@@ -146,10 +146,13 @@ def nearest_miss(
     """The ALLOW rule that matches ``request`` but for the fewest clauses, those about the caller before all others;
     None when there is none that could match on its protocol. With a ``limit`` only so many rules are looked at."""
     table = policies.tables[request.protocol]
-    rules = table.rules if limit is None else table.near(request, limit)
-    allowing = (rule for rule in rules if rule.policy.action == Action.ALLOW)
-    about = [rule for rule in allowing if applies(rule.policy, policies.workload, request)]
-    return min(about, key=lambda rule: rule.distance(request), default=None)
+    choices = [table.rules] if limit is None else [table.near(request, limit), table.allowing(limit)]
+    for rules in choices:  # what names the caller may all be about other routes
+        allowing = (rule for rule in rules if rule.policy.action == Action.ALLOW)
+        about = [rule for rule in allowing if applies(rule.policy, policies.workload, request)]
+        if about:
+            return min(about, key=lambda rule: rule.distance(request))
+    return None
 
 
 def _nearest(policies: CompiledPolicies, request: AccessRequest) -> str | None:

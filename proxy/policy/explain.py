@@ -41,6 +41,7 @@ _WHO: Final = {
     "connection.sni": "connection",
     "destination.ip": "connection",
 }
+_IDENTITY: Final = ("principals", "namespaces", "serviceAccounts", "trustDomains")
 _FARTHEST: Final = (True, 1 << 30, 0)
 _PLAIN_YAML: Final = re.compile(r"[A-Za-z/_.][A-Za-z0-9/_.~*$+=;()@:-]*")
 
@@ -241,10 +242,11 @@ def _remedy(
     edits = _edits(near, request) if near is not None else ()
     if edits and _allows(policies, request, edits):
         return edits, ""
-    if near is not None and request.principal is None:
+    misses = near.misses(request) if near is not None else []
+    lacking = [test for test in misses if test.value(request) is None]
+    if request.principal is None and any(test.fact in _IDENTITY for test in lacking):
         return (), "call with a client certificate: without one there is no principal and no namespace"
-    lacking = [test for test in near.misses(request) if test.value(request) is None] if near is not None else []
-    if near is not None and lacking and len(lacking) == len(near.misses(request)):
+    if lacking and len(lacking) == len(misses):
         return (), "call with " + " and ".join(f"{test.shown}: {_list(test.clause.values)}" for test in lacking)
     return (), f"add a rule to an ALLOW policy that selects {policies.workload}:  {_least_rule(request)}"
 

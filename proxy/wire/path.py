@@ -16,8 +16,8 @@ backslashes, plain (``%2F``) or escaped twice (``%252F``), are refused with ``es
 
 ``istio_target`` is what Istio's meshConfig calls pathNormalization (AUTHZ 8), for those who bring policies that
 were written for it: it mends where we refuse, so that more gets through, always as the very bytes that policy saw.
-In one thing it is stricter than Istio: a segment that still is dots with parameters after all steps is refused,
-where Istio forwards it and a Java server would climb.
+In two things it is stricter than Istio: a segment that still is dots with parameters after all steps is refused,
+where Istio forwards it and a Java server would climb; and a path of slashes alone is merged to one, not to two.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ _ESCAPED_TWICE: Final = re.compile(rb"%(?:25)+(?:2[FfEe]|5[Cc]|00)")
 
 
 NORMALIZATIONS: Final = ("NONE", "BASE", "MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES")  # Istio's names
-_VISIBLE: Final = bytes(c for c in range(0x21, 0x100) if c != 0x7F)
+_VISIBLE: Final = bytes(range(0x21, 0x7F))
 _DOTS_WITH_PARAMETERS: Final = re.compile(rb"/(\.\.?);[^/]*")
 _LEFT_AS_DOTS: Final = re.compile(rb"/\.\.?(?:;|%3[bB])")
+_NOW_AN_ESCAPE: Final = re.compile(rb"\0(?=[0-9A-Fa-f]{2})")
 _ESCAPED_NUL: Final = re.compile(rb"%00")
-_UNSAFE: Final = re.compile(rb"[\"<>^`{|}\x80-\xff]")
+_UNSAFE: Final = re.compile(rb"[\"<>^`{|}]")
 
 
 def _refuse(raw: bytes, why: str) -> MalformedRequest:
@@ -104,6 +105,10 @@ def _without_dots(path: bytes) -> bytes:
     """Remove dot segments (RFC 3986 5.2.4). A path never climbs above its root."""
     if _DOTS_SEMICOLON.search(path):
         raise _refuse(path, "dots with parameters")
+    return _resolve_dots(path)
+
+
+def _resolve_dots(path: bytes) -> bytes:
     out: list[bytes] = []
     segments = path.split(b"/")[1:]
     for segment in segments:
@@ -141,13 +146,20 @@ def _as_envoy(path: bytes) -> bytes:
     """Steps 3 and 4 of AUTHZ 8. Other than in ours, escapes keep the case of their digits, what is no escape stays,
     and empty segments count."""
     path = _DOTS_WITH_PARAMETERS.sub(rb"/\1", path).replace(b"\\", b"/")
-    path = _ESCAPE.sub(_unreserved_only, path)
+    if b"%" in path:
+        path = _ESCAPE.sub(_unreserved_only, _MALFORMED_ESCAPE.sub(b"\0", path))
+        # A "%" that is no escape stays one, also when what follows it has been decoded to digits.
+        path = _NOW_AN_ESCAPE.sub(b"%25", path).replace(b"\0", b"%")
     if _ESCAPED_NUL.search(path):
         raise _refuse(path, "escaped NUL")
+    path = _resolve_dots(path) if b"/." in path else path
     if _LEFT_AS_DOTS.search(path):
         raise _refuse(path, "dots with parameters")
-    path = _without_dots(path) if b"/." in path else path
-    return _UNSAFE.sub(lambda match: b"%%%02X" % match[0][0], path)
+    return _UNSAFE.sub(_escaped, path)
+
+
+def _escaped(match: re.Match[bytes]) -> bytes:
+    return b"%%%02X" % ord(match[0])
 
 
 def _unreserved_only(match: re.Match[bytes]) -> bytes:

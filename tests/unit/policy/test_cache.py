@@ -165,3 +165,50 @@ def test_bytes_above_ascii_are_compared_as_bytes() -> None:
     cache = cache_of(policies)
     assert ask_cache(cache, "/é".encode()).allowed
     assert not ask_cache(cache, "/é".encode("latin-1")).allowed
+
+
+@pytest.mark.parametrize(
+    ("rule", "more"),
+    [
+        ({"from": [{"source": {"principals": ["*"], "notTrustDomains": ["x"]}}]}, False),
+        ({"from": [{"source": {"serviceAccounts": ["web"]}}]}, False),
+        ({"when": [{"key": "request.headers[:method]", "values": ["GET"]}]}, False),
+        ({"when": [{"key": "request.headers[:authority]", "values": ["x"]}]}, False),
+        ({"when": [{"key": "destination.port", "values": ["80"]}]}, False),
+        ({"when": [{"key": "request.headers[:path]", "values": ["/a"]}]}, True),
+        ({"when": [{"key": "request.headers[x-a]", "values": ["y"]}]}, True),
+        ({"when": [{"key": "request.auth.claims[a]", "values": ["y"]}]}, True),
+        ({"when": [{"key": "connection.sni", "values": ["y"]}]}, True),
+        ({"when": [{"key": "destination.ip", "values": ["::1"]}]}, True),
+        ({"from": [{"source": {"notIpBlocks": ["::/0"]}}]}, True),
+        ({"from": [{"source": {"remoteIpBlocks": ["::/0"]}}]}, True),
+        ({"from": [{"source": {"requestPrincipals": ["*"]}}]}, True),
+    ],
+)
+def test_the_cache_is_used_where_policies_ask_for_no_more_than_it_knows(rule: object, more: bool) -> None:
+    assert cache_of(compiled(a={"rules": [rule]})).needs_more is more
+    assert cache_of(compiled(a={"action": "AUDIT", "rules": [rule]})).needs_more is more
+
+
+def test_only_the_headers_that_policies_ask_for_are_named() -> None:
+    keys = ["request.headers[X-A]", "request.headers[:method]", "request.headers[host]", "request.headers[b]"]
+    policies = compiled(a={"rules": [{"when": [{"key": key, "values": ["x"]} for key in keys]}]})
+    assert policies.headers_used == {"x-a", "b"}
+
+
+def test_routes_are_told_apart_where_a_policy_hangs_on_one() -> None:
+    policy = {"targetRefs": [{"kind": "HTTPRoute", "name": "public"}], "rules": [{}]}
+    cache = cache_of(compiled(a=policy))
+    facts = {"principal": None, "namespace": None, "port": 1, "method": b"GET", "host": b"h", "path": b"/"}
+    for route, allowed in (("public", True), ("private", False), ("public", True)):
+        try:
+            answer = cache.authorize(**facts, route=route).decision.allowed  # type: ignore[arg-type]
+        except AccessDenied:
+            answer = False
+        assert answer is allowed
+
+
+def test_what_is_noted_is_remembered_with_the_decision() -> None:
+    cache = cache_of(compiled(a=WEB_READS, l={"action": "AUDIT", "rules": [{}]}))
+    assert [str(note) for note in ask_cache(cache).notes] == ["audit shop/l#0"]
+    assert ask_cache(cache) is ask_cache(cache)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -279,3 +280,44 @@ def test_a_rule_of_many_callers_and_many_paths_does_not_take_their_product() -> 
 def test_only_ascii_letters_of_a_host_are_folded() -> None:
     request = AccessRequest(principal=None, namespace=None, port=1, host="\xc9X.\u0130Y")
     assert request.host == "\xc9x.\u0130y"
+
+
+# -- policies that are not enforced ---------------------------------------------------------------------------
+
+
+def test_a_policy_that_is_not_enforced_cannot_fail_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    policies = compile_policies(policies_of({"a": {"rules": [{}]}, "l": {"action": "AUDIT", "rules": [{}]}}), API)
+    monkeypatch.setattr(engine, "_dry_run", lambda *args: 1 / 0)
+    assert policies.audit is not None
+    policies.audit["http"].rules[0].operations = 7  # type: ignore[assignment]
+    decision = decide(policies, ask("web GET /"))
+    assert decision.allowed
+    assert [str(note) for note in decision.notes] == ["failed"]
+
+
+def test_the_digest_changes_with_everything_that_a_document_says() -> None:
+    rule: dict[str, object] = {"when": [{"key": "source.ip", "values": ["::1"]}]}
+    variants: list[dict[str, object]] = [
+        {"rules": [rule]},
+        {"rules": [{"when": [{"key": "source.ip", "notValues": ["::1"]}]}]},
+        {"rules": [{"when": [{"key": "remote.ip", "values": ["::1"]}]}]},
+        {"rules": [{"when": [{"key": "source.ip", "values": ["::2"]}]}]},
+        {"rules": [rule], "action": "AUDIT"},
+        {"rules": [rule], "targetRefs": [{"kind": "HTTPRoute", "name": "r"}]},
+        {"rules": [rule], "targetRefs": [{"kind": "GRPCRoute", "name": "r"}]},
+        {"rules": [rule, rule]},
+    ]
+    read = [policies_of({"a": spec}) for spec in variants]
+    read.append([dataclasses.replace(read[0][0], dry_run=True)])
+    digests = {compile_policies(one, API).digest for one in read}
+    assert len(digests) == len(variants) + 1
+
+
+def test_an_id_commits_to_the_facts_beyond_the_usual_ones() -> None:
+    policies = compile_policies(policies_of({"a": {"rules": [{"when": [{"key": "request.headers[x]", "values": ["y"]}]}]}}), API)
+    ids = {
+        decide(policies, request).id(request)
+        for headers in ({"x": "y"}, {"x": "z"}, {"x": ["z", "z"]}, {})
+        for request in [AccessRequest(principal=None, namespace=None, port=1, headers=headers)]
+    }
+    assert len(ids) == 4

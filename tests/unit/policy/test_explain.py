@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from proxy.policy.engine import CompiledPolicies, Default, WorkloadFacts, compile_policies, decide
+from proxy.policy.engine import AccessRequest, CompiledPolicies, Default, WorkloadFacts, compile_policies, decide
 from proxy.policy.explain import apply_edits, explain, render
 from tests.unit.policy.documents import policies_of, read
 from tests.unit.policy.questions import ask
@@ -185,3 +185,73 @@ def test_what_a_caller_sent_cannot_drive_the_terminal() -> None:
     text = "\n".join(render(explain(shop(), request)))
     assert "\x1b" not in text
     assert "\\x1b[31mGET is not in GET, HEAD" in text
+
+
+# -- the whole language -----------------------------------------------------------------------------------------
+
+TENANTS = """\
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: tenants, namespace: shop}
+spec:
+  rules:
+  - from: [{source: {ipBlocks: [10.0.0.0/8]}}]
+    to: [{operation: {paths: ["/orders/{*}"]}}]
+    when:
+    - key: request.headers[X-Tenant]
+      values: [blue, green]
+    - key: request.auth.claims[groups]
+      notValues: [banned]
+"""
+
+
+def tenants(**facts: object) -> str:
+    policies, problems = read(TENANTS)
+    assert not problems
+    given: dict[str, object] = {"method": "GET", "host": "api", "path": "/orders/1", "source_ip": "10.1.1.1", **facts}
+    request = AccessRequest(principal=None, namespace=None, port=8080, **given)  # type: ignore[arg-type]
+    return "\n".join(render(explain(compile_policies(policies, API), request)))
+
+
+def test_conditions_are_shown_beside_the_fields_with_the_edit_of_their_lists() -> None:
+    assert tenants(headers={"x-tenant": ["red", "pink"]}, claims={"groups": ["a"]}) == """\
+DENY   1 ALLOW policy selects shop/api, it does not match
+
+  AuthorizationPolicy shop/tenants                  policy/api.yaml:1
+    rule 0   from.source.ipBlocks                        √  10.0.0.0/8
+             when request.headers[x-tenant]              ×  red, pink is not in blue, green        <- nearest miss
+             when request.auth.claims[groups] notValues  √  not banned
+             to.operation.paths                          √  /orders/{*}
+
+to allow it   policy/api.yaml:9   values of request.headers[x-tenant]: [blue, green, red]"""
+
+
+def test_a_condition_that_excludes_loses_the_value() -> None:
+    found = tenants(headers={"x-tenant": "blue"}, claims={"groups": ["a", "banned"]})
+    assert "×  a, banned is excluded by banned" in found
+    assert found.endswith("policy/api.yaml:11   remove notValues of request.auth.claims[groups]")
+
+
+def test_what_the_request_lacks_is_asked_for() -> None:
+    found = tenants()
+    assert "×  blue, green   (the request has none)" in found
+    assert found.endswith("to allow it   call with request.headers[x-tenant]: blue, green")
+
+
+def test_an_address_outside_the_blocks_is_offered_as_an_edit() -> None:
+    found = tenants(source_ip="11.0.0.1", headers={"x-tenant": "blue"})
+    assert "×  11.0.0.1 is not in 10.0.0.0/8" in found
+    assert found.endswith('policy/api.yaml:6   ipBlocks: ["10.0.0.0/8", "11.0.0.1"]')
+
+
+def test_what_is_not_enforced_is_said() -> None:
+    more = {"l": {"action": "AUDIT", "rules": [{}]}, "a": {"rules": [{}]}}
+    lines = render(explain(compile_policies(policies_of(more), API), ask("web GET /")))
+    assert "  not enforced: audit shop/l#0" in lines
+
+
+def test_a_policy_on_another_route_is_not_counted() -> None:
+    specs = {"a": {"targetRefs": [{"kind": "HTTPRoute", "name": "admin"}], "rules": [{}]}}
+    found = explain(compile_policies(policies_of(specs), API), ask("web GET /"))
+    assert found.summary == "no ALLOW policy selects shop/api (policy.default: deny)"
+    assert found.policies == ()

@@ -2,7 +2,22 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.policy.match import EXACT, PREFIX, SUFFIX, Globs, PatternIndex, Ports, Strings, parse_port
+from proxy.policy.match import (
+    EXACT,
+    PREFIX,
+    SUFFIX,
+    Blocks,
+    Globs,
+    Names,
+    Paths,
+    PatternIndex,
+    Ports,
+    Several,
+    Strings,
+    Template,
+    Tokens,
+    parse_port,
+)
 
 
 @pytest.mark.parametrize(
@@ -87,3 +102,107 @@ def test_what_matches_is_found_under_a_key(pattern: str, filled: bool) -> None:
         index.put(key, 1)
     for text in ["", "x", "xx", "ax", "xa", "ax*", "*"]:
         assert not strings.matches(text) or index.find(text)
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "expected"),
+    [
+        ("/x/{*}", "/x/a", True),
+        ("/x/{*}", "/x/", False),
+        ("/x/{*}", "/x/a/", False),
+        ("/x/{*}", "/x/a/b", False),
+        ("/x/{*}", "/x/a%2Fb", True),
+        ("/x/{*}", "/x/*", True),
+        ("/x/{*}", "/x/\xe9", False),
+        ("/x/{*}", "/x/a\n", False),
+        ("/{*}/y", "/x/y", True),
+        ("/{*}/y", "//y", False),
+        ("/{*}/", "/x/", True),
+        ("/{*}/", "/x", False),
+        ("/x/{**}", "/x/", True),
+        ("/x/{**}", "/x", False),
+        ("/x/{**}", "/x/a/b", True),
+        ("/x/{**}", "/x/a b", False),
+        ("/x/{**}/y", "/x/y", False),
+        ("/x/{**}/y", "/x//y", True),
+        ("/x/{**}/y", "/x/y/y", True),
+        ("/x/{**}/y", "/x/a/b/y", True),
+        ("/x/{**}/y/z", "/x/a/y/z", True),
+        ("/x/{**}/y/z", "/x/y/z", False),
+        ("/{*}/{*}/{**}", "/a/b/", True),
+        ("/{*}/{*}/{**}", "/a/b", False),
+        ("/{*}/{*}/{**}", "/a//b", False),
+        ("/{**}", "/", True),
+        ("/{**}", "/a", True),
+        ("/{**}", "", False),
+    ],
+)
+def test_a_template_takes_whole_segments(template: str, text: str, expected: bool) -> None:
+    assert Template(template).matches(text) is expected
+    assert Paths([template, "/other*"]).matches(text) is expected
+    assert not expected or text.startswith(Template(template).beginning)
+
+
+@pytest.mark.parametrize("template", ["/{id}", "/{**}/{*}", "/{**}/{**}", "/a{**}", "/{*}{*}", "/{*}/{**", "/}{*}"])
+def test_what_is_no_template_is_refused(template: str) -> None:
+    with pytest.raises(ValueError, match="template"):
+        Template(template)
+
+
+def test_a_plain_path_beside_a_template_keeps_its_stars() -> None:
+    both = Paths(["/a*", "/b/{*}"])
+    assert [both.matches(text) for text in ("/ax/y", "/b/c", "/b/c/d")] == [True, True, False]
+    assert set(both.keys() or ()) == {(PREFIX, "/a"), (PREFIX, "/b/")}
+
+
+@pytest.mark.parametrize(
+    ("block", "address", "expected"),
+    [
+        ("10.0.0.0/8", "10.255.0.1", True),
+        ("10.9.9.9/8", "10.0.0.1", True),
+        ("10.0.0.0/8", "11.0.0.1", False),
+        ("10.0.0.1", "10.0.0.1", True),
+        ("10.0.0.1", "10.0.0.2", False),
+        ("0.0.0.0/0", "1.2.3.4", True),
+        ("0.0.0.0/0", "::1", False),
+        ("::/0", "1.2.3.4", False),
+        ("::/0", "::ffff:1.2.3.4", False),
+        ("1.2.3.4", "::ffff:1.2.3.4", True),
+        ("::ffff:1.2.3.4", "1.2.3.4", True),
+        ("::ffff:1.2.3.0/120", "1.2.3.4", True),
+        ("::ffff:0:0/95", "1.2.3.4", False),
+        ("2001:db8::/32", "2001:0db8:0:0::1", True),
+        ("2001:db8::/32", "2001:db9::1", False),
+        ("fe80::/10", "fe80::1%eth0", True),
+    ],
+)
+def test_an_address_is_in_a_block_of_its_own_version(block: str, address: str, expected: bool) -> None:
+    assert Blocks([block, "192.0.2.1"]).matches(address) is expected
+
+
+@pytest.mark.parametrize("text", ["", "x", "1.2.3", "1.2.3.4.5", "1.2.3.4/33", "::g"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        Blocks([text])
+    with pytest.raises(ValueError):
+        Blocks(["::/0"]).matches(text)
+
+
+def test_one_of_several_values_suffices_and_only_texts_count() -> None:
+    several = Several(Strings(["a", "b*"], presence_is_filled=True))
+    assert [several.matches(value) for value in ("a", ["x", "a"], ("bb",))] == [True] * 3
+    assert [several.matches(value) for value in ("x", [], [["a"]], {"a": "a"}, 7, True, None)] == [False] * 7
+
+
+def test_a_token_is_compared_by_issuer_and_subject_apart() -> None:
+    assert Tokens(["https://i/s"]).matches(("https://i", "s"))
+    assert not Tokens(["https://i/s"]).matches(("https:/", "i/s"))
+    assert Tokens(["i"]).matches(("i", ""))
+    assert not Tokens(["i"]).matches(("", "i"))
+    assert Tokens(["x*y/s*t"]).matches(("x*y", "s*t"))
+
+
+def test_names_have_no_wildcards() -> None:
+    assert Names(["a*"]).matches("a*")
+    assert not Names(["a*"]).matches("ab")
+    assert Names(["a"]).keys() == [(EXACT, "a")]
