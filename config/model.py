@@ -62,6 +62,7 @@ __all__ = [
     "AccessLog",
     "Address",
     "Admin",
+    "Authority",
     "Config",
     "ConnectionPool",
     "Flows",
@@ -91,7 +92,6 @@ __all__ = [
 _EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
 _DAY: Final = 86400.0
 _K8S_NAME: Final = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
-_LATER_CA: Final = "until then name the files (cert, key, bundle), or a local CA's folder (caDir)"
 
 
 # -- who we are ---------------------------------------------------------------------------------------------
@@ -127,14 +127,46 @@ def _short_workload(node: Node, reading: Reading) -> Workload | Invalid:
     return Workload(name=account, namespace=namespace)
 
 
+_AUTHORITY: Final = r"https://[^\s/?#@]+/?|unix:/[^\s\x00]+"
+_SOCKET: Final = r"unix:/[^\s\x00?#]+"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authority:
+    """A running CA. ``url`` empty: none."""
+
+    url: str = setting(
+        Text("an authority", _AUTHORITY, "https://ca.shop.internal:15012"), "", "https://host:port, or unix:/path"
+    )
+    token_file: Path | None = setting(FilePath(), None, "Kubernetes service-account token to attest with; read anew")
+    bundle_file: Path | None = setting(
+        FilePath(), None, "PEM: the root by which the authority is recognised; a machine that joined needs none"
+    )
+
+
+def _short_authority(node: Node, reading: Reading) -> Authority | Invalid:
+    url = Text("an authority", _AUTHORITY, "https://ca.shop.internal:15012").read(node, reading)
+    return INVALID if isinstance(url, Invalid) else Authority(url=url)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Where certificate, key and trust bundle come from. After a load ``source`` is files or ca-folder."""
+    """Where certificate, key and trust bundle come from. After a load ``source`` is files, ca-folder, ca or
+    workloadApi."""
 
     source: str = setting(
-        Choice("an identity source", "auto", "files", "ca-folder", later={"ca": _LATER_CA, "workloadApi": _LATER_CA}),
+        Choice("an identity source", "auto", "files", "ca-folder", "ca", "workloadApi"),
         "auto",
-        "auto: files when cert is given, else the folder of a local CA",
+        "auto: what is named below; else a CA that runs on this machine, else the folder of a local CA",
+    )
+    ca: Authority = setting(
+        *section(Authority, shorthand=_short_authority, example={"type": "string"}), "a running CA; issues and renews"
+    )
+    workload_api: str = setting(
+        Text("a Workload API", _SOCKET, "unix:/run/spire/agent.sock"), "", "the socket of SPIRE's agent, or of ours"
+    )
+    folder: Path | None = setting(
+        FilePath(), None, "what a machine that joined keeps; in /var/lib/sidewall, or the user's state folder"
     )
     cert: Path | None = setting(FilePath(), None, "PEM: our X509-SVID, leaf first; watched")
     key: Path | None = setting(FilePath(), None, "PEM: its private key, mode 0600; watched")
@@ -143,13 +175,7 @@ class Identity:
     ttl: float = setting(duration(60.0, _DAY), 3600.0, "life of an SVID from the local CA [C-5: 1 h, 60 s to 24 h]")
 
 
-_LATER_IDENTITY: Final = {
-    "ca": _LATER_CA,
-    "workloadApi": _LATER_CA,
-    "tokenFile": _LATER_CA,
-    "bundleFile": _LATER_CA,
-    "allowTrustDomains": "federation comes later; peers of our own trust domain are accepted",
-}
+_LATER_IDENTITY: Final = {"allowTrustDomains": "peers of foreign trust domains are those that the CA federates with"}
 
 
 # -- policy, telemetry, administration ----------------------------------------------------------------------
@@ -171,6 +197,9 @@ class Policy:
         Choice("a normalization", "strict", "NONE", "BASE", "MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES"),
         "strict",
         "[S-23] strict refuses a path with two readings; the others mend it as Istio's setting of that name",
+    )
+    unsafe_jwks: bool = setting(
+        Flag(), False, "fetch keys of tokens by plain http from other machines: who is on the way can forge tokens"
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from config.kinds import Reading
 from config.limits import ListenerTimeouts, Timeouts, UpstreamTimeouts
-from config.model import Admin, Config, Identity, Inbound, Outbound, Policy, Shutdown, Upstream, Workload
+from config.model import Admin, Authority, Config, Identity, Inbound, Outbound, Policy, Shutdown, Upstream, Workload
 from config.nodes import Node
 from config.problems import suggest
 from config.settings import camel
@@ -53,6 +53,20 @@ class Surroundings:
         if os.access(run, os.W_OK) or (not user and os.geteuid() == 0):
             return run
         return Path(user) / "sidewall" if user else Path("/tmp") / f"sidewall-{os.geteuid()}"  # noqa: S108
+
+    @property
+    def ca(self) -> Path | None:
+        """The socket of a CA that runs on this machine (`sidewall ca serve`), None when there is none."""
+        told = self.env.get("SIDEWALL_CA", "").removeprefix("unix:")
+        found = Path(told) if told else self.sockets / "ca.sock"
+        return found if found.is_socket() else None
+
+    @property
+    def identity(self) -> Path:
+        """What a machine that joined keeps."""
+        if os.geteuid() == 0 and "XDG_STATE_HOME" not in self.env:
+            return Path("/var/lib/sidewall/identity")
+        return self.state / "identity"
 
 
 def _cpus(quota: Path) -> int:
@@ -116,9 +130,9 @@ class Resolver:
 
     def _identity(self, identity: Identity) -> Identity:
         files = [name for name in ("cert", "key", "bundle") if getattr(identity, name) is not None]
-        source = identity.source
-        if source == "auto":
-            source = "files" if files else "ca-folder"
+        source, identity = self._source(identity, files)
+        if source in ("ca", "workloadApi"):
+            return replace(identity, source=source, ca_dir=None)
         if files and (identity.ca_dir is not None or source == "ca-folder"):
             path = "identity.caDir" if identity.ca_dir is not None else f"identity.{files[0]}"
             hint = "keep the files, or the folder of a CA"
@@ -131,6 +145,29 @@ class Resolver:
         if source == "files":
             return replace(identity, source=source, ca_dir=None)
         return replace(identity, source=source, ca_dir=identity.ca_dir or self._here.state / "ca")
+
+    def _source(self, identity: Identity, files: list[str]) -> tuple[str, Identity]:
+        """Which source is meant; two that are named at once do not go together."""
+        named = {
+            "ca": bool(identity.ca.url),
+            "workloadApi": bool(identity.workload_api),
+            "files": bool(files),
+            "ca-folder": identity.ca_dir is not None,
+        }
+        chosen = [source for source, is_named in named.items() if is_named]
+        if {"ca", "workloadApi"} & set(chosen) and len(chosen) > 1:
+            hint = "keep one of them"
+            self.at("identity").report("SW0206", f"{' and '.join(chosen)} do not go together", hint=hint)
+        source = identity.source
+        if source == "auto":
+            source = chosen[0] if chosen else "ca" if self._here.ca is not None else "ca-folder"
+        if source == "ca" and not identity.ca.url and self._here.ca is not None:
+            identity = replace(identity, ca=Authority(url=f"unix:{self._here.ca}"))
+        for wanted, field in (("ca", "ca"), ("workloadApi", "workloadApi")):
+            if source == wanted and not (identity.ca.url if wanted == "ca" else identity.workload_api):
+                self.at("identity").report("SW0106", f"'identity.{field}' is missing", hint="say where it is")
+        folder = identity.folder or self._here.identity
+        return source, replace(identity, folder=folder if source == "ca" else None)
 
     def _policy(self, policy: Policy) -> Policy:
         usual = self._here.base / "policy"

@@ -65,13 +65,14 @@ _TABLE: Final[Table] = {
         "csr": (1, "bytes"),
         "machine_id": (2, "string"),  # identity.attest.machine: clone detection
         "hostname": (3, "string"),  # for people who read the list of nodes
-        "spiffe_id": (4, "string"),  # wish of a ``unix_peer``, else empty
+        "spiffe_id": (4, "string"),  # wish of a ``unix_peer`` or a pod: an ID, or its path; else empty
         "join_token": (5, "string", "oneof proof"),
         "k8s_token": (6, "string", "oneof proof"),
         "unix_peer": (7, "bool", "oneof proof"),
         "expired_svid": (8, "ExpiredSvid", "oneof proof"),
     },
-    "AttestReply": {"svid": (1, "Svid"), "bundle": (2, "Bundle"), "renew_at": (3, "double")},
+    # ``url``: where Node is served over TLS, for callers that came by the Unix socket.
+    "AttestReply": {"svid": (1, "Svid"), "bundle": (2, "Bundle"), "renew_at": (3, "double"), "url": (4, "string")},
     "RenewRequest": {"csr": (1, "bytes"), "machine_id": (2, "string")},
     "IssueItem": {"entry_id": (1, "string"), "csr": (2, "bytes"), "spiffe_id": (3, "string")},
     "IssueRequest": {"items": (1, "IssueItem", "repeated")},

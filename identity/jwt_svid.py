@@ -14,9 +14,6 @@ Times have a leeway of a minute at most. A reason is one word of ``JWT_REASONS``
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -25,6 +22,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from identity.bundle import Bundle, JwtKey
+from identity.jws import Compact, NotAToken, take_apart
 from identity.spiffe import SpiffeId, SpiffeIdError
 
 MAX_TOKEN: Final = 8 * 1024  # characters
@@ -122,8 +120,9 @@ def validate(
 ) -> tuple[SpiffeId, dict[str, Any]]:
     """The subject and all claims. ``bundles`` by trust domain; ``now``: seconds of the epoch. Raises JwtSvidError."""
     leeway = min(max(leeway, 0.0), MAX_LEEWAY)
-    header, claims, signed, signature = _parts(token)
-    algorithm, kid = _check_header(header)
+    parts = _parts(token)
+    claims = parts.claims
+    algorithm, kid = _check_header(parts.header)
     subject = _subject(claims)
     bundle = bundles.get(subject.trust_domain)
     if bundle is None:
@@ -131,59 +130,19 @@ def validate(
     key = bundle.jwt_keys.get(kid)
     if key is None:
         raise JwtSvidError("unknown_key")
-    _check_signature(key, algorithm, signed, signature)
+    _check_signature(key, algorithm, parts.signed, parts.signature)
     _check_audience(claims, audience)
     _check_times(claims, now, leeway)
     return subject, claims
 
 
-def _parts(token: str) -> tuple[dict[str, Any], dict[str, Any], bytes, bytes]:
+def _parts(token: str) -> Compact:
     if len(token) > MAX_TOKEN:
         raise JwtSvidError("too_long")
-    parts = token.split(".")
-    if len(parts) != 3 or not token.isascii():
-        raise JwtSvidError("malformed")
     try:
-        header, payload, signature = map(_decoded, parts)
-        signed = f"{parts[0]}.{parts[1]}".encode("ascii")
-        return _object(header), _object(payload), signed, signature
-    except (ValueError, RecursionError):
+        return take_apart(token, MAX_TOKEN)
+    except NotAToken:
         raise JwtSvidError("malformed") from None
-
-
-def _decoded(part: str) -> bytes:
-    """base64url without padding, in its one form. Raises ValueError."""
-    if "=" in part or "+" in part or "/" in part:
-        raise ValueError("not base64url")
-    try:
-        found = base64.b64decode(part.translate(_URL) + "=" * (-len(part) % 4), validate=True)
-    except binascii.Error:
-        raise ValueError("not base64url") from None
-    if base64.urlsafe_b64encode(found).rstrip(b"=").decode() != part:
-        raise ValueError("not the one form")
-    return found
-
-
-_URL: Final = str.maketrans("-_", "+/")
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    """Raises ValueError for what is no object, or says a member twice: readers differ on which one counts."""
-    found = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
-    if not isinstance(found, dict):
-        raise ValueError("not an object")  # noqa: TRY004 (a kind of malformed token)
-    return found
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a member is said twice")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _check_header(header: Mapping[str, Any]) -> tuple[str, str]:

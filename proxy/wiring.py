@@ -23,7 +23,11 @@ from identity.mtls import openssl_version
 from identity.renewal import FileSource, LiveContext, LocalCaSource
 from identity.spiffe import SpiffeId
 from identity.svid import SvidError
+from identity.workload_source import WorkloadSource
 from identity.x509_rules import leaf_id
+from proxy import authentication
+from proxy.agent.build import from_authority
+from proxy.agent.memory import NodeFolder
 from proxy.http.facts import Times
 from proxy.inbound import Inbound
 from proxy.lifecycle import Caps
@@ -33,6 +37,7 @@ from proxy.observe.ledger import Ledger
 from proxy.observe.telemetry import Telemetry
 from proxy.outbound import Outbound
 from proxy.policy.engine import CompiledPolicies, Default, WorkloadFacts, compile_policies
+from proxy.rpc.endpoint import parse_endpoint, x509_stream
 from proxy.service import HttpService, ListenerSettings
 from proxy.upstream.cluster import Cluster, ClusterSettings
 from proxy.version import VERSION
@@ -62,7 +67,9 @@ class Source:
 
     def load(self) -> Loaded:
         """Raises ConfigError with every problem."""
-        return load_all(self.path, text=self.text, env=self.env, overrides=self.overrides)
+        loaded = load_all(self.path, text=self.text, env=self.env, overrides=self.overrides)
+        authentication.check_keys(loaded)
+        return loaded
 
     def arguments(self) -> list[str]:
         """The command line that makes a worker read the same."""
@@ -186,6 +193,13 @@ def _compiled(loaded: Loaded) -> CompiledPolicies:
 def make_identity(config: model.Config, on_event: Callable[[str, Mapping[str, object]], None]) -> IdentitySource:
     """The source of our SVID. ``config.load`` has checked that what it needs is named."""
     identity = config.identity
+    if identity.source == "ca":
+        account = f"/ns/{config.workload.namespace}/sa/{config.workload.service_account}"
+        return from_authority(identity.ca, identity.folder, account, on_event=on_event)
+    if identity.source == "workloadApi":
+        wanted = SpiffeId.parse(workload_uri(config, config.trust_domain)) if config.trust_domain else None
+        address = parse_endpoint(identity.workload_api)
+        return WorkloadSource(x509_stream(address), identity.workload_api, on_event=on_event, spiffe_id=wanted)
     if identity.ca_dir is not None and identity.source == "ca-folder":
         spiffe_id = SpiffeId.parse(workload_uri(config, find_trust_domain(config)))
         return LocalCaSource(identity.ca_dir, spiffe_id, timedelta(seconds=identity.ttl), on_event=on_event)
@@ -200,6 +214,8 @@ def find_trust_domain(config: model.Config) -> str:
     if config.trust_domain:
         return config.trust_domain
     try:
+        if identity.source == "ca" and identity.folder is not None and NodeFolder(identity.folder).is_joined:
+            return NodeFolder(identity.folder).facts().trust_domain
         if identity.source == "ca-folder" and identity.ca_dir is not None:
             return load_ca(identity.ca_dir, now=datetime.now(UTC)).trust_domain
         if identity.cert is not None:
@@ -342,11 +358,13 @@ def _inbound_settings(process: Process, item: model.Inbound) -> ListenerSettings
     config = process.loaded.config
     return ListenerSettings(
         direction="inbound",
-        port=item.app.port or item.listen.port,
+        port=authentication.workload_port(item),
+        mtls=str(authentication.mtls_of(process.loaded, item)),
         protocol=item.protocol,
         max_body=item.max_body,
         set_client_cert=item.forward_client_cert == "sanitizeSet",
         trust_incoming=config.telemetry.tracing.trust_incoming != "never",
+        trust_plaintext=config.telemetry.tracing.trust_incoming == "always",
         limits=wire_limits(config, item.max_header),
         **_common_settings(process, item),
     )

@@ -16,6 +16,7 @@ from proxy.cli.group import Problem
 
 _TIMEOUT = 10.0
 _UNREACHABLE = 69
+_OTHERS = frozenset({"ca.sock", "agent.sock"})  # beside those of proxies, and no administrative ones
 _ADMIN_PORT = "15000"  # of admin.listen, when an http:// address names none
 
 
@@ -125,7 +126,8 @@ def _folders() -> Iterable[Path]:
 
 def local_sockets() -> list[str]:
     """The sockets of the proxies of this machine that we can see."""
-    return [str(path) for folder in _folders() for path in sorted(folder.glob("*.sock"))]
+    found = [path for folder in _folders() for path in sorted(folder.glob("*.sock"))]
+    return [str(path) for path in found if path.name not in _OTHERS]
 
 
 def find(target: str | None) -> list[Target]:

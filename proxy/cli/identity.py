@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from proxy.cli.group import Problem
+from proxy.cli.identity_fetch import fetch, why
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -28,7 +29,11 @@ _UNREACHABLE = 69
 
 @click.group()
 def identity() -> None:
-    """Show and verify certificates."""
+    """Show, verify and fetch certificates."""
+
+
+identity.add_command(fetch)
+identity.add_command(why)
 
 
 @identity.command("show")

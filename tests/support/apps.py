@@ -22,6 +22,7 @@ import trio
 from proxy.wire.events import (
     ConnectionEnded,
     DataReceived,
+    Headers,
     RequestHead,
     RequestReceived,
     StreamReset,
@@ -53,6 +54,7 @@ class EchoApp:
         self.seen: list[RequestHead] = []
         self.connections = 0
         self.resets = 0
+        self.request_trailers: Headers = []
         self.aborted = 0
         self.ended: list[tuple[str, str]] = []  # why connections ended, by the engine
 
@@ -110,6 +112,7 @@ class _AppConnection:
         elif isinstance(event, DataReceived) and event.stream_id in self.bodies:
             self.bodies[event.stream_id].send_nowait((event.data, event.size, event.end_stream))
         elif isinstance(event, TrailersReceived) and event.stream_id in self.bodies:
+            self.app.request_trailers += event.headers
             self.bodies[event.stream_id].send_nowait((b"", 0, True))
         elif isinstance(event, StreamReset):
             self.app.resets += 1

@@ -31,7 +31,7 @@ CONFIGS = {
     "SW0112": "app: 1\n---\nkind: X",
     "SW0113": "app: 1\npolicy: ./nope",
     "SW0114": "app: 1",
-    "SW0120": "app: 1\nidentity: {ca: x}",
+    "SW0120": "app: 1\nsecrets: {a: {}}",
     "SW0121": "app: 1\nworkers: 65",
     "SW0201": UPSTREAM.replace("to: a", "to: b"),
     "SW0202": "inbound: [{app: 1}, {app: 2}]",

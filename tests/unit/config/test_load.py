@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from config.model import Address, Config, Inbound, Limits, Timeouts, Workload
 from config.problems import ConfigError
 from config.resolve import _cpus
 from proxy.wire.limits import WireLimits
+from proxy.wire.path import NORMALIZATIONS
+from proxy.wiring import wire_limits
 from tests.unit.config.loading import NOWHERE, codes_of, load, problems_of
 
 TEN_LINES = """
@@ -55,6 +58,15 @@ def test_every_limit_of_the_wire_has_the_same_default_in_the_configuration() -> 
     assert WireLimits().authority == "check"  # not for a person to set: what a Unix socket's own services need
     for name in WireLimits.__dataclass_fields__.keys() - {"authority", "path_normalization"}:
         assert getattr(ours, name) == getattr(theirs, name), name
+
+
+@pytest.mark.parametrize("name", ["strict", *NORMALIZATIONS])
+def test_the_paths_of_requests_are_normalized_as_configured(name: str) -> None:
+    assert wire_limits(load(f"{{app: 1, policy: {{pathNormalization: {name}}}}}").config).path_normalization == name
+
+
+def test_paths_have_one_reading_unless_something_else_is_written() -> None:
+    assert wire_limits(load("app: 1").config).path_normalization == WireLimits().path_normalization == "strict"
 
 
 def test_times_of_a_listener_come_from_the_general_ones_unless_written() -> None:
@@ -149,13 +161,11 @@ def test_an_entry_that_cannot_be_read_does_not_move_the_places_of_others() -> No
 @pytest.mark.parametrize(
     "text",
     [
-        "app: 1\nidentity: {ca: https://x}",
-        "app: 1\nidentity: {source: workloadApi}",
+        "app: 1\nidentity: {allowTrustDomains: [x]}",
         "app: 1\nidentity: {allowTrustDomains: [x]}",
         "inbound: [{app: 1, capture: true}]",
         "inbound: [{app: 1, skipPorts: [1]}]",
         "inbound: [{app: 1, proxyProtocol: v2}]",
-        "inbound: [{app: 1, mtls: DISABLE}]",
         "inbound: [{app: 1, listen: systemd:x}]",
         "outbound: [{to: a, unknown: refuse}]\nupstreams: {a: {dns: a:1, expect: a/a}}",
         "outbound: [{to: a}]\nupstreams: {a: {dns: a:1, expect: a/a, retry: {}}}",
@@ -386,3 +396,41 @@ def test_auto_workers_respect_the_quota_of_the_container(tmp_path: Path) -> None
         quota.write_text(text)
         assert _cpus(quota) == cpus
     assert _cpus(tmp_path / "none") == most
+
+
+def test_an_identity_comes_from_a_running_ca() -> None:
+    config = load("app: 1\nidentity: {ca: https://ca.shop.internal:15012}").config
+    assert (config.identity.source, config.identity.ca.url) == ("ca", "https://ca.shop.internal:15012")
+    assert config.identity.folder is not None
+    whole = load("app: 1\nidentity: {ca: {url: 'unix:/run/ca.sock', tokenFile: /t, bundleFile: /b}}").config.identity
+    assert (str(whole.ca.token_file), str(whole.ca.bundle_file), whole.ca_dir) == ("/t", "/b", None)
+
+
+def test_an_identity_comes_from_a_workload_api() -> None:
+    config = load("app: 1\nidentity: {workloadApi: 'unix:/run/spire/agent.sock'}").config
+    assert (config.identity.source, config.identity.workload_api) == ("workloadApi", "unix:/run/spire/agent.sock")
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("identity: {ca: http://x}", "SW0105"),
+        ("identity: {ca: https://x/path}", "SW0105"),
+        ("identity: {workloadApi: /run/x.sock}", "SW0105"),
+        ("identity: {source: ca}", "SW0106"),
+        ("identity: {source: workloadApi}", "SW0106"),
+        ("identity: {ca: https://x, caDir: ./ca}", "SW0206"),
+        ("identity: {ca: https://x, workloadApi: 'unix:/y'}", "SW0206"),
+    ],
+)
+def test_sources_of_an_identity_that_cannot_be(text: str, code: str) -> None:
+    (problem,) = problems_of(f"app: 1\n{text}")
+    assert problem.code == code
+
+
+def test_a_ca_that_runs_on_this_machine_is_used_without_being_named(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "ca.sock"))
+        config = load("app: 1", env={"SIDEWALL_CA": str(tmp_path / "ca.sock")}).config
+    assert config.identity.ca.url == f"unix:{tmp_path}/ca.sock"
+    assert load("app: 1", env={"SIDEWALL_CA": "/nowhere"}).config.identity.source == "ca-folder"

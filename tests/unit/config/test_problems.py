@@ -37,7 +37,7 @@ version: 1
 workload: shop/api
 identity: {ca: "https://ca.shop.internal:15012"}
 inbound:
-  - {listen: 8443, app: 8080, mtls: PERMISSIVE}
+  - {listen: 8443, app: 8080, mtls: PERMISIVE}
   - name: https
     lisen: 0.0.0.0:9443
     listen: 9443

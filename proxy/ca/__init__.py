@@ -1,0 +1,1 @@
+"""The authority as a process: `sidewall ca serve`."""
