@@ -134,7 +134,7 @@ PAGES: Final[dict[str, Page]] = {
         "not supported yet",
         "The field or value exists in this format, but this version does not act on it. It is refused and not "
         "ignored, because a file must do what it says. The hint names what to write until then.",
-        "inbound:\n- {listen: 8443, app: 8080, mtls: PERMISSIVE}",
+        "inbound:\n- {listen: 8443, app: 8080, capture: true}",
         "inbound:\n- {listen: 8443, app: 8080}",
     ),
     "SW0121": Page(
@@ -160,7 +160,8 @@ PAGES: Final[dict[str, Page]] = {
         "The app must be reached by loopback or a Unix socket: what we verified would travel unprotected, and "
         "others could call the app without us. An outbound or administrative listener must be on loopback: "
         "whoever reaches it acts as us. unsafeApp: true and unsafeListen: true lift the first two, for "
-        "networks that protect by other means.",
+        "networks that protect by other means. Keys of tokens are fetched from other machines by https only; "
+        "policy.unsafeJwks lifts that.",
         "inbound: [{listen: 8443, app: 10.0.0.7:8080}]",
         "inbound: [{listen: 8443, app: 127.0.0.1:8080}]",
     ),
@@ -199,6 +200,60 @@ PAGES: Final[dict[str, Page]] = {
         "selects or says more than it seems",
         "An empty selector selects every workload of its namespace, and an empty list is as if it were not "
         "there. Leave it out to say so, or fill it.",
+    ),
+    "SW0303": Page(
+        "rule can never match",
+        "No request satisfies all clauses of the rule together: two of them exclude each other, or a value is "
+        "one that no request can have (a path that is never canonical, a namespace with a slash). An ALLOW rule "
+        "of this kind allows nothing, a DENY rule denies nothing.",
+        "to: [{operation: {paths: [/a/*], notPaths: [/a*]}}]",
+        "to: [{operation: {paths: [/a/*], notPaths: [/a/private/*]}}]",
+    ),
+    "SW0304": Page(
+        "rule is shadowed",
+        "Whatever this rule matches, other rules of the same action match already, so it decides nothing. That "
+        "is exact: there is no request that would miss it. Remove it, or narrow the wider rule if that one was "
+        "not meant to reach so far.",
+        "rules:\n- to: [{operation: {paths: [/a/*]}}]\n- to: [{operation: {paths: [/a/b]}}]",
+        "rules:\n- to: [{operation: {paths: [/a/*]}}]",
+    ),
+    "SW0305": Page(
+        "DENY hides an ALLOW",
+        "DENY policies come first, and together they deny everything that this ALLOW rule matches: it allows "
+        "nothing. Narrow the DENY rule, for example by notPrincipals, or remove the ALLOW rule.",
+    ),
+    "SW0306": Page(
+        "selects nothing",
+        "None of the workloads that were named has these labels, or that Service name, in this namespace. A "
+        "DENY policy that selects nothing protects nothing. A policy of the root namespace selects in every "
+        "namespace, any other only in its own.",
+    ),
+    "SW0307": Page(
+        "foreign trust domain",
+        "A principal begins with its trust domain, and nobody with a certificate that we accept comes from this "
+        "one. Often it is cluster.local, copied from an example. A trust domain that is federated with is made "
+        "known with --trust-domain.",
+        "principals: [cluster.local/ns/shop/sa/web]",
+        "principals: [shop.internal/ns/shop/sa/web]",
+    ),
+    "SW0308": Page(
+        "everything or nothing",
+        "A policy without rules matches nothing: as an ALLOW policy it closes the workloads it selects. An empty "
+        "rule matches everything: as an ALLOW rule it opens them, to callers without a certificate as well. "
+        "Both are proper idioms; they are said aloud because they look alike.",
+        "",
+        "rules: [{}]     # everything\nrules: []       # nothing",
+    ),
+    "SW0309": Page(
+        "policy is there twice",
+        "Two policies of different names select the same workloads and say the same. One of them will be "
+        "changed some day, and the other forgotten.",
+    ),
+    "SW0310": Page(
+        "not worked out",
+        "Whether a rule is of any use beside the others is a question that can have more cases than may be "
+        "tried. Then nothing is said about it, rather than something that was not worked out. What is decided "
+        "about requests does not depend on it.",
     ),
 }
 

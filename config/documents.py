@@ -8,22 +8,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from config.files import Files, Unreadable, is_policy_file, yaml_files
 from config.nodes import Document, Node, parse_yaml
 from config.problems import Problem, Problems, suggest
-from config.resources import authorization
+from config.resources import authorization, peer_authentication, request_authentication
 from config.resources.authorization import AuthorizationPolicy
+from config.resources.peer_authentication import PeerAuthentication
+from config.resources.request_authentication import RequestAuthentication
+from config.resources.scope import API_VERSIONS
 
-Parse = Callable[[Document, str], Any]
+Resource = AuthorizationPolicy | PeerAuthentication | RequestAuthentication
+Parse = Callable[[Document, str], Resource | None]
 
 _KINDS: Final[dict[str, tuple[tuple[str, ...], Parse]]] = {
-    authorization.KIND: (authorization.API_VERSIONS, authorization.parse_authorization_policy),
+    authorization.KIND: (API_VERSIONS, authorization.parse_authorization_policy),
+    peer_authentication.KIND: (API_VERSIONS, peer_authentication.parse_peer_authentication),
+    request_authentication.KIND: (API_VERSIONS, request_authentication.parse_request_authentication),
 }
 _LATER: Final = {
-    "PeerAuthentication": "every inbound listener is STRICT; leave the document out",
-    "RequestAuthentication": "tokens are not checked yet",
     "HTTPRoute": "name upstreams and outbound listeners in sidewall.yaml",
     "GRPCRoute": "name upstreams and outbound listeners in sidewall.yaml",
     "Gateway": "name inbound listeners in sidewall.yaml",
@@ -37,6 +41,8 @@ class Documents:
 
     policies: tuple[AuthorizationPolicy, ...] = ()
     count: int = 0
+    peers: tuple[PeerAuthentication, ...] = ()
+    requests: tuple[RequestAuthentication, ...] = ()
 
 
 class Reader:
@@ -45,12 +51,18 @@ class Reader:
     def __init__(self, namespace: str, problems: Problems) -> None:
         self._namespace = namespace
         self._problems = problems
-        self._policies: dict[str, AuthorizationPolicy] = {}
+        self._found: dict[tuple[str, str], Resource] = {}
         self._count = 0
 
     @property
     def documents(self) -> Documents:
-        return Documents(tuple(self._policies.values()), self._count)
+        found = self._found.values()
+        return Documents(
+            tuple(one for one in found if isinstance(one, AuthorizationPolicy)),
+            self._count,
+            tuple(one for one in found if isinstance(one, PeerAuthentication)),
+            tuple(one for one in found if isinstance(one, RequestAuthentication)),
+        )
 
     def add(self, document: Document) -> None:
         root = document.root
@@ -61,14 +73,14 @@ class Reader:
         if kind is None:
             return
         found = _KINDS[kind][1](document, self._namespace)
-        if isinstance(found, AuthorizationPolicy):
-            self._keep(found, root)
+        if found is not None:
+            self._keep(kind, found, root)
 
-    def _keep(self, policy: AuthorizationPolicy, root: Node) -> None:
-        before = self._policies.setdefault(str(policy), policy)
-        if before is not policy:
+    def _keep(self, kind: str, found: Resource, root: Node) -> None:
+        before = self._found.setdefault((kind, str(found)), found)
+        if before is not found:
             note = f"the first one stands in {before.place}"
-            root.report("SW0202", f"{authorization.KIND} {policy} is there twice", hint="rename one", note=note)
+            root.report("SW0202", f"{kind} {found} is there twice", hint="rename one", note=note)
 
     def add_text(self, text: str, file: str) -> None:
         for document in parse_yaml(text, file, self._problems):

@@ -23,6 +23,8 @@ from config.nodes import Document, Node, parse_yaml
 from config.overrides import Overrides
 from config.problems import ConfigError, Problem, Problems
 from config.resolve import Resolver, Surroundings
+from config.resources import request_authentication
+from config.resources.request_authentication import is_protected
 from config.settings import leaves
 
 SEARCHED: Final = (Path("sidewall.yaml"), Path("/etc/sidewall/sidewall.yaml"))
@@ -105,6 +107,7 @@ class _Load:
             reader.add(document)
         for index, path in enumerate(config.policy.from_):
             self._add_policy(reader, path, index)
+        self._check_keys(reader.documents, config)
         self._files.watch(self._base / "policy")  # not there yet: it counts from when it is
         counted = reader.documents.count + 1
         self._problems.raise_errors(files=max(self._files.read, 1), documents=counted)
@@ -169,6 +172,18 @@ class _Load:
             origins=_origins(config, resolver, reading),
             secrets=frozenset(path for path, node in reading.nodes.items() if node.secret),
         )
+
+    def _check_keys(self, documents: Documents, config: Config) -> None:
+        """Whoever can put keys in on their way here can sign any token."""
+        for document in documents.requests if not config.policy.unsafe_jwks else ():
+            for rule in document.rules:
+                uri = rule.jwks_uri or rule.issuer
+                if not rule.jwks and not is_protected(uri):
+                    place, subject = rule.place, f"{request_authentication.KIND} {document}"
+                    message = f"keys would be fetched without protection: {uri}"
+                    hint = "write https://; if you must, policy: {unsafeJwks: true}"
+                    problem = Problem("SW0203", message, "error", place.file, place.line, place.column)
+                    self._problems.add(replace(problem, hint=hint, subject=subject))
 
     def _add_policy(self, reader: Reader, path: Path, index: int) -> None:
         def complain(why: str) -> None:

@@ -32,16 +32,10 @@ class Inbound:
         Where(LOOPBACK, names=True), REQUIRED, "where the service listens; a bare port = loopback; or unix:/path"
     )
     mtls: str = setting(
-        Choice(
-            "an mTLS mode",
-            "STRICT",
-            later={
-                "PERMISSIVE": "plaintext beside mTLS comes with PeerAuthentication; every caller needs an SVID",
-                "DISABLE": "plaintext listeners come with PeerAuthentication; every caller needs an SVID",
-            },
-        ),
+        Choice("an mTLS mode", "STRICT", "PERMISSIVE", "DISABLE"),
         "STRICT",
-        "[S-1] callers must show a certificate",
+        "[S-1] STRICT: a certificate; PERMISSIVE: or plaintext, without identity; DISABLE: plaintext only. What a "
+        "PeerAuthentication says comes first",
     )
     protocol: str = setting(
         Choice("a protocol", "auto", "http1", "h2", "tcp"), "auto", "auto: by ALPN; tcp: opaque bytes"

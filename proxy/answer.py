@@ -57,6 +57,8 @@ ANSWERS: Final[dict[str, Answer]] = {
     "mtls_required": _DENIED,
     "authorization_failed": _DENIED,
     "quarantined": _DENIED,
+    "token_invalid": Answer(401, 16, "JWT", "caller", "authz", False, "token not accepted"),
+    "token_audience": Answer(403, 7, "JWT", "caller", "authz", False, "token not accepted"),
     "route_not_found": Answer(404, 12, "NR", "proxy", "headers", False, "no route"),
     "upstream_not_configured": Answer(503, 14, "NC", "proxy", "headers", True, "upstream not configured"),
     "no_healthy_endpoint": Answer(503, 14, "UH", "upstream", "connect", True, "no endpoint"),
@@ -110,6 +112,8 @@ def render_http(
         headers.append((b"x-sidewall-decision", decision_id.encode()))
     if answer.status == 503 and answer.retry:
         headers.append((b"retry-after", b"1"))
+    if answer.status == 401:
+        headers.append((b"www-authenticate", b'Bearer error="invalid_token"'))  # RFC 6750 3
     if answer.status == 405:
         headers.append((b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
     return headers, body

@@ -27,7 +27,7 @@ from config.load import Loaded
 from config.problems import ConfigError, render
 from config.watch import watch
 from identity.svid import X509Context
-from proxy import quarantining, status, wiring
+from proxy import authentication, quarantining, status, wiring
 from proxy.admin import Admin
 from proxy.lifecycle import Runtime, Worker
 from proxy.net.listener import Address, Bucket, Listener, ListenFailed, bind
@@ -38,6 +38,7 @@ from proxy.service import HttpService
 
 _CONFIG_EXIT = 78
 _PARENT_EVERY = 0.5  # seconds between two looks whether the supervisor lives
+_FIRST_KEYS = 5.0  # seconds to wait for the keys of tokens before serving anyway (tokens are refused)
 _FIRST_SVID = 10.0  # seconds to wait for an identity before serving anyway (not ready, everything refused)
 
 log = logging.getLogger("proxy.app")
@@ -55,7 +56,8 @@ class Process:
         self.telemetry = wiring.make_telemetry(loaded.config, worker_number)
         for warning in self.telemetry.warnings:
             log.warning(warning, extra={"event": "telemetry.warning"})
-        runtime = Runtime(1, wiring.compile_runtime(loaded))
+        self.jwks = authentication.make_jwks(self)
+        runtime = Runtime(1, wiring.compile_runtime(loaded), authentication.make_tokens(loaded, self.jwks))
         self.worker = Worker(self.poller, self.telemetry, runtime, wiring.make_caps(loaded.config))
         kept = quarantining.file_for(wiring.admin_socket(loaded.config, None))
         self.quarantining = quarantining.Quarantining(self.worker, kept)
@@ -104,6 +106,7 @@ class Process:
                 self._nursery = nursery
                 await nursery.start(self.poller.serve)
                 await nursery.start(self.telemetry.run)
+                await nursery.start(self.jwks.run)
                 nursery.start_soon(self.worker.sweep_forever)
                 nursery.start_soon(self._signals)
                 if self.worker_number is not None:
@@ -115,6 +118,8 @@ class Process:
                     nursery.start_soon(_serve_door, admin, sock, door)
                 with trio.move_on_after(_FIRST_SVID):
                     await self._identified.wait()
+                with trio.move_on_after(_FIRST_KEYS):
+                    await self.jwks.wait_tried()
                 self._listen(sockets)
                 if watch_files:
                     nursery.start_soon(self._watch)
@@ -137,6 +142,14 @@ class Process:
                 "not_ready": self.not_ready(),
             },
         )
+        self._warn_of_plaintext()
+
+    def _warn_of_plaintext(self) -> None:
+        for item in self.loaded.config.inbound:
+            mode = authentication.mtls_of(self.loaded, item)
+            if mode != "STRICT":
+                extra = {"event": "inbound.plaintext", "listener": item.name, "mtls": str(mode)}
+                log.warning("a listener takes callers without a certificate", extra=extra)
 
     async def _shut_down(self) -> None:
         config = self.loaded.config
@@ -292,6 +305,8 @@ class Process:
                 self._note_reload([str(error)])
                 log.error("configuration rejected: %s", error, extra={"event": "config.rejected"})
                 return self.problems
+            with trio.move_on_after(_FIRST_KEYS):
+                await authentication.prepare_keys(self.jwks, loaded)
             self._apply(loaded, policies, sockets)
             self._note_reload([])
             return []
@@ -335,12 +350,14 @@ class Process:
             listener = Listener(self.poller, sockets[key][1], service.accept, *self._gates(service))
             self.worker.listeners[key] = listener
             listener.start()
-        self.worker.swap(Runtime(generation, policies))
+        authentication.use_keys(self.jwks, loaded)
+        self.worker.swap(Runtime(generation, policies, authentication.make_tokens(loaded, self.jwks)))
         if wiring.identity_changed(old.config, loaded.config):
             if self._identity_scope is not None:
                 self._identity_scope.cancel()
             self._start_identity()
         log.info("configuration applied", extra={"event": "config.applied", "generation": generation})
+        self._warn_of_plaintext()
 
     def _drain_service(self, key: str) -> None:
         service = self.services.pop(key)

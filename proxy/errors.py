@@ -56,6 +56,8 @@ REASONS: Final = MALFORMED | frozenset(
         "mtls_required",
         "authorization_failed",
         "quarantined",
+        "token_invalid",
+        "token_audience",
         # routing and endpoints
         "route_not_found",
         "upstream_not_configured",

@@ -10,15 +10,14 @@ from __future__ import annotations
 import logging
 import random
 import uuid
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from identity.svid import PeerIdentity
 from proxy.errors import Overflow
 from proxy.http.exchange import Exchange
-from proxy.http.facts import Use
+from proxy.http.facts import Facts, Use
 from proxy.http.server import ServerConnection
 from proxy.net.listener import Bucket, Listener
 from proxy.net.poller import Poller
@@ -29,6 +28,9 @@ from proxy.policy.engine import CompiledPolicies, DecisionCache
 from proxy.policy.quarantine import Quarantine
 from proxy.upstream.cluster import Cluster
 
+if TYPE_CHECKING:
+    from proxy.policy.jwt import Tokens
+
 _SWEEP: Final = 0.5  # seconds between two looks at every clock
 _SLICE: Final = 500  # connections looked at before other tasks get their turn
 
@@ -38,11 +40,14 @@ log = logging.getLogger("proxy.lifecycle")
 class Runtime:
     """One generation: policies and what else a reload replaces whole. Never changed after it was made."""
 
-    __slots__ = ("decisions", "default_deny", "generation", "policies")
+    __slots__ = ("decisions", "default_deny", "generation", "policies", "tokens")
 
-    def __init__(self, generation: int, policies: CompiledPolicies) -> None:
+    def __init__(
+        self, generation: int, policies: CompiledPolicies, tokens: Mapping[str, Tokens] | None = None
+    ) -> None:
         self.generation = generation
         self.policies = policies
+        self.tokens: Mapping[str, Tokens] = tokens or {}  # by listener, of those that look at tokens at all
         self.decisions = DecisionCache(policies)
 
 
@@ -104,8 +109,11 @@ class Worker:
     # -- counting what peers use ----------------------------------------------------------------------------
 
     @staticmethod
-    def key(peer: PeerIdentity | None) -> str:
-        return peer.uri if peer is not None else ""
+    def key(facts: Facts) -> str:
+        """Whose use it is: a SPIFFE ID, the address of a caller that showed none, "" for our own app."""
+        if facts.peer is not None:
+            return facts.peer.uri
+        return facts.peer_host if facts.direction == "inbound" else ""
 
     def may_accept(self) -> bool:
         """Gate of the listeners (L-20)."""
@@ -127,7 +135,7 @@ class Worker:
         """Count a connection in; False when its peer holds too many already, or when we are going."""
         if self.draining:
             return False  # its handshake had begun before; nothing was sent yet, so that the caller may go elsewhere
-        use = self._uses.setdefault(self.key(connection.facts.peer), Use())
+        use = self._uses.setdefault(self.key(connection.facts), Use())
         if use.connections >= self.caps.connections_per_peer:
             self.telemetry.limit("connections_per_peer")
             return False
@@ -142,7 +150,7 @@ class Worker:
         self.connections.discard(connection)
         connection.use.connections -= 1
         if not connection.use.connections:
-            del self._uses[self.key(connection.facts.peer)]
+            del self._uses[self.key(connection.facts)]
         self._check_empty()
 
     def enter(self, exchange: Exchange) -> None:
@@ -184,6 +192,10 @@ class Worker:
     def swap(self, runtime: Runtime) -> None:
         """Use ``runtime`` from the next exchange on, and judge again what is open."""
         self.runtime = runtime
+        self.judge_again()
+
+    def judge_again(self) -> None:
+        """Judge again what is open: the rules, or the keys that tokens are checked with, are others than before."""
         self.poller.run(self._judge_again)
 
     def _judge_again(self) -> None:

@@ -9,22 +9,18 @@ inbound proxy judges it by the identity we show.
 
 from __future__ import annotations
 
-from typing import Final
-
 from proxy.errors import AccessDenied
 from proxy.fields import Sorted
+from proxy.http.beginning import Preface
 from proxy.http.exchange import Exchange
 from proxy.http.facts import Facts
 from proxy.http.server import ServerConnection
 from proxy.net.listener import Accepted
-from proxy.net.poller import Poller
 from proxy.net.stream import Stream
 from proxy.policy.engine import Permit, permit_configured
 from proxy.service import HttpService
 from proxy.wire.events import Headers
 from proxy.wire.http1 import Http1Server
-
-_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
 
 
 class Outbound(HttpService):
@@ -35,7 +31,9 @@ class Outbound(HttpService):
         if self.settings.protocol == "tcp":
             self._join_app(accepted, stream)
         elif self.settings.protocol == "auto":
-            _Sniffer(self, accepted, stream).start(self.worker.poller)
+            poller = self.worker.poller
+            sniffer = Preface(stream, lambda early, http2: self.serve(accepted, stream, early, http2=http2))
+            sniffer.start(poller, poller.now + self.times.head)
         else:
             self.serve(accepted, stream, b"", http2=self.settings.protocol == "h2")
 
@@ -96,43 +94,3 @@ class Outbound(HttpService):
             return []
         exchange.record.x_forwarded_for = fields.forwarded_for
         return [(b"x-forwarded-for", fields.forwarded_for)]
-
-
-class _Sniffer:
-    """Reads until it is certain whether the app speaks HTTP/2 with prior knowledge: one differing byte decides,
-    so nothing is ever waited for on a timer (an app that sends nothing costs only the idle limit)."""
-
-    def __init__(self, service: Outbound, accepted: Accepted, stream: Stream) -> None:
-        self._service = service
-        self._accepted = accepted
-        self._stream = stream
-        self._seen = b""
-        stream.owner = self
-
-    def start(self, poller: Poller) -> None:
-        self._stream.start()
-        poller.call_at(poller.now + self._service.times.head, self._give_up)
-
-    def on_data(self, data: bytes) -> None:
-        self._seen += data
-        seen = self._seen
-        if len(seen) < len(_PREFACE) and _PREFACE.startswith(seen):
-            return
-        self._service.serve(self._accepted, self._stream, seen, http2=seen.startswith(_PREFACE))
-
-    def _give_up(self) -> None:
-        if self._stream.owner is self:
-            self._stream.abort()
-
-    def on_eof(self, clean: bool) -> None:
-        self._stream.abort()
-
-    def on_lost(self, detail: str) -> None:
-        pass
-
-    def on_drained(self) -> None:
-        pass
-
-    def on_crash(self, error: Exception) -> None:
-        self._stream.abort()
-

@@ -47,6 +47,8 @@ class ListenerSettings:
     sample: float = 1.0
     parent_based: bool = True
     trust_incoming: bool = True
+    trust_plaintext: bool = True  # of callers without a certificate
+    mtls: str = "STRICT"  # inbound: STRICT | PERMISSIVE | DISABLE
     http2_engine: str = "ngh2"
     limits: WireLimits = field(default_factory=WireLimits)
 
@@ -74,6 +76,10 @@ class HttpService:
 
     def own_headers(self, exchange: Exchange, fields: Sorted) -> Headers:
         raise NotImplementedError
+
+    def authenticate(self, exchange: Exchange, fields: Sorted) -> Sorted:
+        """Look at the caller's tokens before policy does; the fields as policy and the next hop are to see them."""
+        return fields
 
     # -- connections --------------------------------------------------------------------------------------
 
@@ -110,6 +116,7 @@ class HttpService:
         record.request_id = fields.request_id or new_request_id(worker.rng)
         if fields.via and worker.via[4:] in fields.via:
             raise SidewallError(reason="loop_detected")
+        fields = self.authenticate(exchange, fields)
         permit = self.authorize(exchange)
         if settings.max_body:
             self._limit_body(exchange, settings.max_body)
@@ -122,11 +129,16 @@ class HttpService:
         record.trace = start_trace(
             fields.traceparent,
             fields.tracestate,
-            trusted=settings.trust_incoming,
+            trusted=self._trusts(record),
             ratio=settings.sample,
             rng=self.worker.rng,
             parent_based=settings.parent_based,
         )
+
+    def _trusts(self, record: ExchangeRecord) -> bool:
+        """S-11: whether the caller's trace context is continued."""
+        settings = self.settings
+        return settings.trust_incoming and (settings.trust_plaintext or record.peer is not None)
 
     def _limit_body(self, exchange: Exchange, most: int) -> None:
         if (exchange.head.length or 0) > most:
@@ -145,7 +157,7 @@ class HttpService:
                 headers.append((b"tracestate", trace.tracestate))
         if exchange.head.expects_continue:
             headers.append((b"expect", b"100-continue"))  # end to end: the app decides, its 100 comes back (S-14)
-        if fields.baggage and self.settings.trust_incoming:
+        if fields.baggage and self._trusts(record):
             headers.append((b"baggage", fields.baggage))
         headers += self.own_headers(exchange, fields)
         return headers

@@ -101,6 +101,7 @@ class Pages:
                 "last_reload_at": process.last_reload_at,
                 "problems": [str(problem) for problem in process.problems],
                 "svid": self._svid(),
+                "token_keys": process.jwks.status(),
                 "connections": len(worker.connections) + len(worker.splices),
                 "requests_in_flight": worker.requests,
                 "crashes": process.poller.crashes,

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from proxy.answer import ANSWERS, Answer, answer_to, render_grpc, render_grpc_end, render_http
 from proxy.errors import SidewallError
+from proxy.http.facts import Shown
 from proxy.net.poller import Timer
 from proxy.net.stream import HIGH_WATER, LOW_WATER
 from proxy.observe.record import ExchangeRecord
@@ -68,6 +69,7 @@ class Exchange:
         "server",
         "stream_id",
         "timer",
+        "token",
         "total",
         "tried",
         "tunnel",
@@ -97,6 +99,7 @@ class Exchange:
         self.moved_at = record.started_at
         self.total = 0.0  # T-4: seconds from the end of the request to the response head; 0 = no limit
         self.timer: Timer | None = None  # the caller's own deadline (grpc-timeout)
+        self.token: Shown | None = None  # what the caller's tokens said, where somebody looks at them
         self._waiting: list[tuple[bytes, int, bool]] = []
         self._waiting_size = 0
         self._trailers: Headers | None = None  # of a request that waits for a connection
@@ -169,6 +172,9 @@ class Exchange:
 
     def request_trailers(self, headers: Headers) -> None:
         self.request_ended = True
+        token = self.token
+        if token is not None and token.reserved:  # an app may merge trailers into the head
+            headers = [field for field in headers if field[0].replace(b"_", b"-") not in token.reserved]
         if self.client is None:
             self._trailers = headers
             return

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from identity.svid import PeerIdentity
+from proxy.wire.events import Headers
 
 
 class Facts:
@@ -35,6 +39,23 @@ class Facts:
         self.peer = peer
         self.tls_version = tls_version
         self.server_name = server_name  # SNI
+
+
+class Shown:
+    """What a request came with and when, so that its tokens can be judged again; ``claims`` as they are now.
+    ``reserved``: names of fields that only we may fill, "_" written "-"."""
+
+    __slots__ = ("at", "claims", "headers", "reserved", "target")
+
+    def __init__(self, headers: Headers, target: bytes, at: float, reserved: frozenset[bytes]) -> None:
+        self.reserved = reserved
+        self.headers = headers
+        self.target = target
+        self.at = at
+        self.claims: Mapping[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        return "<Shown>"
 
 
 class Use:

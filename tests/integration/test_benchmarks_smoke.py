@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import canned, compiled, rivals
+from benchmarks import canned, compiled, policy, rivals
 from benchmarks.apps import Apps
 from benchmarks.canned import (
     DATA,
@@ -123,3 +123,10 @@ def test_a_quick_run_measures_every_proxy_that_is_here(rival: rivals.Rival, tmp_
     assert samples["http1-c1"][rival.name][0]["cpu_us"] > 0
     assert samples["grpc-unary"][rival.name][0]["rps"] > 0
     assert samples["upload-http2"][rival.name][0]["mib_s"] > 0
+
+
+@pytest.mark.slow
+def test_the_cost_of_policies_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    policy.compare(policy.one_policy, 2, 40, True)
+    policy.compare(policy.with_condition, 2, 40, False)
+    assert capsys.readouterr().out.count("ratio") == 5

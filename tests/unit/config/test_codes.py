@@ -70,8 +70,12 @@ def test_every_code_that_is_used_has_a_page_and_no_page_is_without_use() -> None
     assert used == set(PAGES)
 
 
+# Found by looking at rules beside each other: tests/unit/policy/test_lint.py provokes them.
+LINTED = {f"SW03{number:02}" for number in range(3, 11)}
+
+
 def test_every_page_is_provoked_above() -> None:
-    assert CONFIGS.keys() | POLICIES.keys() == PAGES.keys()
+    assert CONFIGS.keys() | POLICIES.keys() | LINTED == PAGES.keys()
 
 
 @pytest.mark.parametrize("code", PAGES)
