@@ -87,6 +87,7 @@ ANSWERS: Final[dict[str, Answer]] = {
     "overload": Answer(503, 8, "OM", "proxy", "headers", True, "overloaded"),
     "draining": Answer(503, 14, "DRN", "proxy", "headers", True, "shutting down", close=True),
     "certificate_expired": Answer(403, 7, "RBAC", "authority", "authz", False, "identity expired", close=True),
+    "identity_revoked": Answer(403, 7, "RBAC", "authority", "authz", False, "identity revoked", close=True),
     "internal_error": Answer(500, 13, "BUG", "proxy", "body", False, "internal error", close=True),
 }
 

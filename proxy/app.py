@@ -206,7 +206,7 @@ class Process:
             self._nursery.start_soon(self._follow_identity, self.live, self._identity_scope)
 
     async def _run_identity(self, live: Live[X509Context | None], scope: trio.CancelScope) -> None:
-        source = wiring.make_identity(self.loaded.config, self._identity_event)
+        source = wiring.make_identity(self.loaded.config, self._identity_event, self.worker.set_revocations)
         with scope:
             await source.run(live)
 

@@ -90,6 +90,7 @@ REASONS: Final = MALFORMED | frozenset(
         "overload",
         "draining",
         "certificate_expired",
+        "identity_revoked",
         "internal_error",
     }
 )
@@ -117,6 +118,7 @@ PEER_REASONS: Final = frozenset(
         "timeout",
         "closed",
         "no_identity",
+        "revoked",
     }
 )
 

@@ -86,6 +86,10 @@ class Inbound(HttpService):
     def _secured(
         self, accepted: Accepted, credentials: Credentials, stream: TlsStream, peer: PeerIdentity, alpn: str
     ) -> None:
+        if self.worker.is_revoked(peer):
+            stream.abort()
+            self._refused(accepted, "revoked", f"{peer.uri} was revoked by the authority")
+            return
         self.worker.handshaking -= 1
         self.worker.telemetry.handshake("server", "ok")
         version = stream.tls.get_protocol_version_name().removeprefix("TLSv")

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from identity.revocations import Revocations
+from identity.svid import PeerIdentity
 from proxy.errors import Overflow
 from proxy.http.exchange import Exchange
 from proxy.http.facts import Facts, Use
@@ -99,6 +101,7 @@ class Worker:
         self.leaving: list[Cluster] = []  # taken out by a reload, with exchanges still open
         self.quarantine: Quarantine | None = None  # None: nobody is in quarantine
         self.handshaking = 0
+        self.revocations: Revocations | None = None  # of our trust domain, from a running CA
         rate = caps.handshakes_per_second
         self.pace = Bucket(rate, rate, poller.now) if rate else None
         self.requests = 0
@@ -220,6 +223,28 @@ class Worker:
             for cluster in [*self.clusters.values(), *self.leaving]:
                 self.poller.run(lambda c=cluster: c.sweep(self.poller.now))  # type: ignore[misc]
             self.leaving = [cluster for cluster in self.leaving if cluster.open_connections]
+
+    def is_revoked(self, peer: PeerIdentity | None) -> bool:
+        """Whether the authority has taken back what ``peer`` shows."""
+        known = self.revocations
+        if known is None or peer is None or peer.id.trust_domain != known.trust_domain:
+            return False
+        return known.reason_for(peer.uri, (peer.serial,), (), self.poller.wall()) is not None
+
+    def set_revocations(self, revocations: Revocations) -> None:
+        """A newer list: handshakes from now on are compared with it, and open connections of who is on it end."""
+        known, self.revocations = self.revocations, revocations
+        if known is None or known.entries != revocations.entries:
+            self.poller.run(self._end_revoked)
+
+    def _end_revoked(self) -> None:
+        for connection in list(self.connections):
+            if self.is_revoked(connection.facts.peer):
+                connection.shut("identity_revoked")
+        for splice in list(self.splices):
+            splice.judge_again()
+        for cluster in [*self.clusters.values(), *self.leaving]:
+            cluster.cut(self.is_revoked, "identity_revoked")
 
     def _end_quarantines(self) -> None:
         if self.quarantine is not None:

@@ -255,7 +255,9 @@ class _Join:
         splice.start()
 
     def _judge_again(self) -> str:
-        far = self._record.upstream_peer
+        near, far = self._record.peer, self._record.upstream_peer
+        if self._worker.is_revoked(near) or self._worker.is_revoked(far):
+            return "identity_revoked"
         try:
             if far is not None:
                 self._worker.check_quarantine(self._worker.principal, far.principal)

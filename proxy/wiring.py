@@ -21,6 +21,7 @@ from identity.disk import IdentityFileError
 from identity.files import load_ca, read_certificates
 from identity.mtls import openssl_version
 from identity.renewal import FileSource, LiveContext, LocalCaSource
+from identity.revocations import Revocations
 from identity.spiffe import SpiffeId
 from identity.svid import SvidError
 from identity.workload_source import WorkloadSource
@@ -190,12 +191,17 @@ def _compiled(loaded: Loaded) -> CompiledPolicies:
 # -- identity -----------------------------------------------------------------------------------------------
 
 
-def make_identity(config: model.Config, on_event: Callable[[str, Mapping[str, object]], None]) -> IdentitySource:
-    """The source of our SVID. ``config.load`` has checked that what it needs is named."""
+def make_identity(
+    config: model.Config,
+    on_event: Callable[[str, Mapping[str, object]], None],
+    revoked: Callable[[Revocations], None] = lambda revocations: None,
+) -> IdentitySource:
+    """The source of our SVID. ``config.load`` has checked that what it needs is named. ``revoked``: told each list of
+    a running CA."""
     identity = config.identity
     if identity.source == "ca":
         account = f"/ns/{config.workload.namespace}/sa/{config.workload.service_account}"
-        return from_authority(identity.ca, identity.folder, account, on_event=on_event)
+        return from_authority(identity.ca, identity.folder, account, on_event=on_event, revoked=revoked)
     if identity.source == "workloadApi":
         wanted = SpiffeId.parse(workload_uri(config, config.trust_domain)) if config.trust_domain else None
         address = parse_endpoint(identity.workload_api)
@@ -296,7 +302,13 @@ def make_cluster(process: Process, settings: ClusterSettings) -> Cluster:
     limits = wire_limits(process.loaded.config)
     rng = random.Random(worker.rng.getrandbits(128))  # noqa: S311 (balancing, not secrets)
     return Cluster(
-        worker.poller, settings, lambda: worker.credentials, limits, rng, process.telemetry.handshake
+        worker.poller,
+        settings,
+        lambda: worker.credentials,
+        limits,
+        rng,
+        process.telemetry.handshake,
+        worker.is_revoked,
     )
 
 

@@ -124,9 +124,12 @@ def _applies(document: RequestAuthentication, guarded: Guarded) -> bool:
 # -- reading --------------------------------------------------------------------------------------------------
 
 _RULE_FIELDS: Final = (
-    *("issuer", "audiences", "jwksUri", "jwks", "fromHeaders", "fromParams", "fromCookies"),
+    *("issuer", "audiences", "jwksUri", "jwks_uri", "jwks", "fromHeaders", "fromParams", "fromCookies"),
     *("outputPayloadToHeader", "outputClaimToHeaders", "forwardOriginalToken", "timeout", "spaceDelimitedClaims"),
+    "presence",
 )
+# In the newest schema only; Istio does not act on it yet.
+_LATER_PRESENCE: Final = {"REQUIRED": "write an AuthorizationPolicy: DENY with notRequestPrincipals: ['*']"}
 _HEADER: Final = re.compile(r"[!#$%&'*+.^`|~0-9A-Za-z_-]{1,256}")
 # What frames, routes or vouches for a request: a token must not be able to write it.
 _NOT_OUTPUTS: Final = frozenset(
@@ -177,6 +180,10 @@ def _rule(node: Node) -> JwtRule:
         node.report("SW0106", "an empty rule", hint="name at least an issuer")
         return JwtRule("")
     fields = filled(node, _RULE_FIELDS)
+    if "jwks_uri" in fields and "jwksUri" not in fields:  # its older name
+        fields["jwksUri"] = fields.pop("jwks_uri")
+    if "presence" in fields:
+        fields["presence"].choice(("OPTIONAL",), "a presence", _LATER_PRESENCE)
     told = ("issuer", "jwksUri", "jwks")
     texts: dict[str, str] = {name: fields[name].string() or "" for name in told if name in fields}
     _check_keys(node, fields, texts)
@@ -201,8 +208,9 @@ def _check_keys(node: Node, fields: Mapping[str, Node], texts: Mapping[str, str]
     """AUTHZ 13: an issuer or a place of keys; and keys from one place only."""
     if not texts.get("issuer") and not texts.get("jwksUri"):
         node.report("SW0106", "neither issuer nor jwksUri", hint="whoever signs anything would be believed")
-    if "jwks" in fields and "jwksUri" in fields:
-        fields["jwks"].report_key("SW0106", "'jwksUri' and 'jwks' exclude each other", hint="keep one")
+    named = [name for name in ("jwksUri", "jwks_uri", "jwks") if name in fields]
+    if len(named) > 1:
+        fields[named[1]].report_key("SW0106", f"'{named[0]}' and '{named[1]}' exclude each other", hint="keep one")
     if "jwksUri" in fields:
         _check_uri(fields["jwksUri"])
     elif "jwks" not in fields and texts.get("issuer") and split_uri(texts["issuer"]) is None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
+from sqlalchemy import Double, Select, literal, select, union_all
 
 from identity.ca import schema
 from identity.ca.store import Writing
@@ -33,49 +33,25 @@ class Admission:
     def of(cls, tx: Writing, drafts: Sequence[Draft]) -> Admission:
         self = cls()
         self.at = tx.at
-        self._ask_identities(tx, {d.spiffe_id for d in drafts} | {d.caller.id for d in drafts if d.caller.id})
-        self._ask_keys(tx, {d.key_hash for d in drafts if d.key_hash})
-        self._ask_holders(tx, {d.spiffe_id for d in drafts if d.exclusive})
-        self._ask_entries(tx, {d.entry_id for d in drafts if d.entry_id})
+        for what, name, value, end in tx.rows(union_all(*_questions(drafts, tx.at))):
+            self._take(what, name, value, end)
         return self
 
-    def _ask_identities(self, tx: Writing, ids: set[str]) -> None:
-        table = schema.nodes
-        for row in tx.rows(select(table.c.spiffe_id).where(table.c.spiffe_id.in_(ids), table.c.banned != "")):
-            self._barred[row.spiffe_id] = f"{row.spiffe_id} is banned"
-        revoked = schema.revocations
-        in_force = (revoked.c.what.in_(ids), revoked.c.kind == "id", revoked.c.expires_at > self.at)
-        for row in tx.rows(select(revoked.c.what).where(*in_force)):
-            self._barred.setdefault(row.what, f"{row.what} is revoked")
-
-    def _ask_keys(self, tx: Writing, hashes: set[str]) -> None:
-        if not hashes:
-            return
-        table, revoked, keys = schema.issued, schema.revocations, schema.authorities
-        # Distinct: who asks again with the same key has as many rows as times.
-        query = select(table.c.key_hash, table.c.spiffe_id, revoked.c.what).distinct()
-        query = query.join(revoked, revoked.c.what == table.c.serial, isouter=True)
-        for row in tx.rows(query.where(table.c.key_hash.in_(hashes), table.c.not_after > self.at)):
-            self._owners[row.key_hash].add(row.spiffe_id)
-            if row.what is not None:
-                self._revoked_keys.add(row.key_hash)
-        rows = tx.rows(select(keys.c.key_hash).where(keys.c.key_hash.in_(hashes)))
-        self._authority_keys = {row.key_hash for row in rows}
-
-    def _ask_holders(self, tx: Writing, ids: set[str]) -> None:
-        if not ids:
-            return
-        table = schema.issued
-        live = (table.c.spiffe_id.in_(ids), table.c.not_after > self.at, table.c.superseded.is_(False))
-        for row in tx.rows(select(table.c.spiffe_id, table.c.key_hash).where(*live)):
-            self._held[row.spiffe_id].add(row.key_hash)
-
-    def _ask_entries(self, tx: Writing, ids: set[str]) -> None:
-        if not ids:
-            return
-        table = schema.entries
-        for row in tx.rows(select(table.c.id, table.c.spiffe_id, table.c.expires_at).where(table.c.id.in_(ids))):
-            self._entries[row.id] = (row.spiffe_id, row.expires_at)
+    def _take(self, what: str, name: str, value: str, end: float) -> None:
+        if what == "banned":
+            self._barred[name] = f"{name} is banned"
+        elif what == "revoked":
+            self._barred.setdefault(name, f"{name} is revoked")
+        elif what == "owner":
+            self._owners[name].add(value)
+        elif what == "revoked key":
+            self._revoked_keys.add(name)
+        elif what == "authority":
+            self._authority_keys.add(name)
+        elif what == "held":
+            self._held[name].add(value)
+        else:
+            self._entries[name] = (value, end)
 
     # -- judging --------------------------------------------------------------------------------------------
 
@@ -126,3 +102,60 @@ class Admission:
     def is_newest(self, draft: Draft) -> bool:
         """Whether no later draft of this transaction has replaced it."""
         return not draft.exclusive or self._held[draft.spiffe_id] == {draft.key_hash}
+
+
+# -- the question -------------------------------------------------------------------------------------------
+
+
+def _questions(drafts: Sequence[Draft], at: float) -> list[Select[Any]]:
+    """Parts of one question, because each answer is waited for with the head locked. Rows: what is told, of whom,
+    a value, an end."""
+    return [
+        *_of_identities({d.spiffe_id for d in drafts} | {d.caller.id for d in drafts if d.caller.id}, at),
+        *_of_keys({d.key_hash for d in drafts if d.key_hash}, at),
+        *_of_holders({d.spiffe_id for d in drafts if d.exclusive}, at),
+        *_of_entries({d.entry_id for d in drafts if d.entry_id}),
+    ]
+
+
+def _part(what: str, name: Any, value: Any = None, end: Any = None) -> Select[Any]:
+    return select(
+        literal(what), name, literal("") if value is None else value, literal(0.0, Double) if end is None else end
+    )
+
+
+def _of_identities(ids: set[str], at: float) -> list[Select[Any]]:
+    nodes, revoked = schema.nodes, schema.revocations
+    in_force = (revoked.c.what.in_(ids), revoked.c.kind == "id", revoked.c.expires_at > at)
+    return [
+        _part("banned", nodes.c.spiffe_id).where(nodes.c.spiffe_id.in_(ids), nodes.c.banned != ""),
+        _part("revoked", revoked.c.what).where(*in_force),
+    ]
+
+
+def _of_keys(hashes: set[str], at: float) -> list[Select[Any]]:
+    """Distinct: who asks again with the same key has as many rows as times."""
+    if not hashes:
+        return []
+    issued, revoked, keys = schema.issued, schema.revocations, schema.authorities
+    live = (issued.c.key_hash.in_(hashes), issued.c.not_after > at)
+    return [
+        _part("owner", issued.c.key_hash, issued.c.spiffe_id).where(*live).distinct(),
+        _part("revoked key", issued.c.key_hash).where(*live, revoked.c.what == issued.c.serial).distinct(),
+        _part("authority", keys.c.key_hash).where(keys.c.key_hash.in_(hashes)),
+    ]
+
+
+def _of_holders(ids: set[str], at: float) -> list[Select[Any]]:
+    if not ids:
+        return []
+    table = schema.issued
+    live = (table.c.spiffe_id.in_(ids), table.c.not_after > at, table.c.superseded.is_(False))
+    return [_part("held", table.c.spiffe_id, table.c.key_hash).where(*live).distinct()]
+
+
+def _of_entries(ids: set[str]) -> list[Select[Any]]:
+    table = schema.entries
+    return (
+        [_part("entry", table.c.id, table.c.spiffe_id, table.c.expires_at).where(table.c.id.in_(ids))] if ids else []
+    )

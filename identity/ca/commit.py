@@ -37,7 +37,7 @@ class _Job(Generic[_T, _R]):
     def __init__(self, works: Sequence[_T]) -> None:
         self.works = works
         self.answers: Sequence[_R] = ()
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
         self.leads = False
         self.woken = threading.Lock()
         self.woken.acquire()
@@ -71,7 +71,7 @@ class GroupCommit(Generic[_T, _R]):
         if not job.leads and not job.woken.acquire(timeout=self._max_wait):
             self._leave(job)
         if job.leads:
-            self._lead()
+            self._lead(job)
         if job.error is not None:
             raise job.error
         return list(job.answers)
@@ -104,18 +104,22 @@ class GroupCommit(Generic[_T, _R]):
         with self._lock:
             if job.leads or job.answers or job.error is not None:
                 return
-            if job in self._queue:
-                self._queue.remove(job)
-                self._waiting -= len(job.works)
+            self._drop(job)
         raise StoreUnavailable(f"no transaction was finished within {self._max_wait:g} s")
 
-    def _lead(self) -> None:
+    def _drop(self, job: _Job[_T, _R]) -> None:
+        if job in self._queue:
+            self._queue.remove(job)
+            self._waiting -= len(job.works)
+
+    def _lead(self, own: _Job[_T, _R]) -> None:
         batch: list[_Job[_T, _R]] = []
         try:
             batch = self._take()
             self._do(batch)
         finally:
             with self._lock:
+                self._drop(own)  # only when it was broken off before it began
                 self._is_led = bool(self._queue)
                 if self._queue:
                     self._queue[0].leads = True
@@ -140,8 +144,10 @@ class GroupCommit(Generic[_T, _R]):
             answers = list(self._commit([work for job in batch for work in job.works]))
             for job in batch:
                 job.answers, answers = answers[: len(job.works)], answers[len(job.works) :]
-        except BaseException as error:
+        except Exception as error:
             for job in batch:
                 job.error = error
-            if not isinstance(error, Exception):
-                raise
+        except BaseException:  # of the leader alone: an interrupt from the keyboard
+            for job in batch:
+                job.error = StoreUnavailable("the transaction was broken off: try again")
+            raise

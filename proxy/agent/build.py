@@ -12,6 +12,7 @@ from identity.attest.machine import MachineFacts
 from identity.disk import IdentityFileError, read_file
 from identity.files import parse_bundle, read_certificates
 from identity.renewal import OnEvent
+from identity.revocations import Revocations
 from identity.svid import TrustBundle
 from identity.x509_rules import trust_domains_of
 from proxy.agent.calls import Proof
@@ -29,6 +30,7 @@ def from_authority(
     *,
     on_event: OnEvent,
     changed: Callable[[], None] = lambda: None,
+    revoked: Callable[[Revocations], None] = lambda revocations: None,
 ) -> CaSource:
     """How a node of a running CA proves who it is: by what it kept when it joined, by a pod's token, or by the socket
     that it calls on. ``account``: the path of the SPIFFE ID that it wants where it has a choice.
@@ -55,6 +57,7 @@ def from_authority(
         machine_id=MachineFacts.read().text,
         hostname=os.uname().nodename,
         changed=changed,
+        revoked=revoked,
     )
 
 

@@ -29,12 +29,12 @@ from cryptography import x509
 
 from identity import bundle as bundles
 from identity.bundle import Bundle, BundleError
-from identity.ca.revocation import RevocationListError, Revocations, verify
 from identity.ca_api import WATCH, api
 from identity.disk import IdentityFileError
 from identity.entries import Entry, EntryError
 from identity.protos import parse
 from identity.renewal import LiveContext, OnEvent, RenewedSource, Wall, backoff, renew_at
+from identity.revocations import RevocationListError, Revocations, verify
 from identity.rpc import RpcError, Status
 from identity.spiffe import SpiffeIdError
 from identity.svid import SvidError, TrustBundle, X509Context, X509Svid, check_own_svid
@@ -64,7 +64,7 @@ _HINTS: Final = {
 
 class CaSource(RenewedSource):
     """See the module. ``bundle``: by which the authority itself is recognised before there is an SVID; ``folder``: of
-    a node that joined; ``changed``: called after each change of entries or revocations."""
+    a node that joined; ``changed``: called after each message of the authority; ``revoked``: with each list."""
 
     def __init__(
         self,
@@ -78,6 +78,7 @@ class CaSource(RenewedSource):
         hostname: str = "",
         poller: Poller | None = None,
         changed: Callable[[], None] = lambda: None,
+        revoked: Callable[[Revocations], None] = lambda revocations: None,
         wall: Wall = time.time,
         rng: random.Random | None = None,
     ) -> None:
@@ -96,6 +97,7 @@ class CaSource(RenewedSource):
         self._hostname = hostname
         self._poller = poller
         self._changed = changed
+        self._revoked = revoked
         self._due = 0.0  # when to renew, seconds of the epoch
         self._identified = trio.Event()
         self._clocks = (0.0, 0.0)
@@ -314,6 +316,7 @@ class CaSource(RenewedSource):
             return
         if self.revocations is None or found.sequence >= self.revocations.sequence:
             self.revocations = found
+            self._revoked(found)
 
     def _entries(self, documents: Any) -> tuple[Entry, ...]:
         found = []

@@ -42,7 +42,7 @@ _LATEST: Final = 1e12  # seconds: what is beyond is no time
 TOKEN_WORDS: Final = frozenset(
     {
         *("too_long", "too_many", "malformed", "algorithm", "critical", "key_id", "issuer", "no_keys", "unknown_key"),
-        *("signature", "times", "expired", "not_yet_valid", "audience"),
+        *("signature", "claims", "times", "expired", "not_yet_valid", "audience"),
     }
 )
 
@@ -172,6 +172,7 @@ class Tokens:
         if keys is None:
             raise TokenRefused("no_keys")
         self._check_signature(rule.rule, parts, keys)
+        _check_kinds(parts.claims)
         _check_times(parts.claims, now)
         _check_audience(parts.claims, rule.audiences)
         claims = _with_words(parts.claims, rule.rule.split_claims)
@@ -209,10 +210,21 @@ def _is_preflight(headers: Headers) -> bool:
 # -- claims ---------------------------------------------------------------------------------------------------
 
 
+def _check_kinds(claims: Mapping[str, Any]) -> None:
+    """RFC 7519 4.1: what the registered claims are. A token in which they are something else is refused, as in Envoy:
+    who reads it next could take it for anything."""
+    audience = claims.get("aud", "")
+    values = audience if isinstance(audience, list) else [audience]
+    values = values + [claims.get(name, "") for name in ("iss", "sub", "jti")]
+    if not all(isinstance(value, str) for value in values):
+        raise TokenRefused("claims")
+    _time(claims, "iat")
+
+
 def _time(claims: Mapping[str, Any], name: str) -> float | None:
-    value = claims.get(name)
-    if value is None:
+    if name not in claims:
         return None
+    value = claims[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LATEST:
         raise TokenRefused("times")
     return float(value)

@@ -134,8 +134,8 @@ def _header_value(claim: Any) -> bytes:
         value = claim.encode("utf-8", "replace").strip(b" \t")
     elif isinstance(claim, list | dict):
         value = base64.b64encode(json.dumps(claim, ensure_ascii=False, separators=(",", ":")).encode())
-    elif isinstance(claim, float) and claim.is_integer() and abs(claim) < 2**63:
-        value = str(int(claim)).encode()
+    elif isinstance(claim, float):  # as Envoy writes them
+        value = (str(int(claim)) if claim.is_integer() and abs(claim) < 2**63 else f"{claim:f}").encode()
     elif claim is not None:
         value = json.dumps(claim).encode()
     else:

@@ -17,12 +17,14 @@ from typing import Final
 import trio
 from mypy_extensions import mypyc_attr
 
+from identity.svid import PeerIdentity
 from proxy.errors import NoHealthyEndpoint, Overflow, SidewallError
 from proxy.http.client import ClientEngine
 from proxy.http.exchange import Exchange
 from proxy.net.dial import Connected, Dial, Refused
 from proxy.net.listener import Address
 from proxy.net.poller import Poller
+from proxy.net.stream import Stream
 from proxy.net.tls import Credentials
 from proxy.policy.engine import Permit
 from proxy.upstream.balance import LeastRequest, RoundRobin
@@ -106,7 +108,9 @@ class Cluster:
         limits: WireLimits,
         rng: random.Random,
         handshake: Callable[[str, str], None] = lambda role, result: None,
+        revoked: Callable[[PeerIdentity | None], bool] = lambda peer: False,
     ) -> None:
+        self._revoked = revoked
         self._noted: Callable[[str], None] = lambda result: handshake("client", result)
         self.poller = poller
         self.settings = settings
@@ -204,7 +208,7 @@ class Cluster:
             self.poller,
             endpoint.address,
             deadline=self.poller.now + self.settings.connect_timeout,
-            done=done,
+            done=self._unless_revoked(done, failed),
             failed=failed,
             credentials=credentials,
             alpn=_HTTP1_ONLY if pool.kind == "http1" else _H2_ONLY if pool.kind == "h2" else _H2_FIRST,
@@ -212,6 +216,19 @@ class Cluster:
             server_name=self.settings.dns,
             noted=self._noted,
         ).start()
+
+    def _unless_revoked(self, done: Connected, failed: Refused) -> Connected:
+        if not self.settings.tls:
+            return done
+
+        def look(stream: Stream, peer: PeerIdentity | None, alpn: str) -> None:
+            if self._revoked(peer):
+                stream.abort()
+                failed("upstream_identity_mismatch", f"{peer.uri if peer is not None else 'the peer'} is revoked")
+            else:
+                done(stream, peer, alpn)
+
+        return look
 
     def engine_for(self, pool: Pool, alpn: str) -> ClientEngine:
         if alpn == "h2" or (not self.settings.tls and pool.kind == "h2"):
@@ -235,7 +252,7 @@ class Cluster:
             self.poller,
             endpoint.address,
             deadline=self.poller.now + self.settings.connect_timeout,
-            done=done,
+            done=self._unless_revoked(done, failed),
             failed=failed,
             credentials=credentials,
             expect=self.settings.expect - self.refused,
@@ -303,11 +320,16 @@ class Cluster:
     def refuse(self, ids: frozenset[str]) -> None:
         """Of ``expect``, these SPIFFE IDs are not to be talked to; open connections to them are cut."""
         self.refused = ids
-        for endpoint in [*self._live, *self._leaving] if ids else []:
+        if ids:
+            self.cut(lambda peer: peer is not None and peer.uri in ids, "quarantined")
+
+    def cut(self, unwanted: Callable[[PeerIdentity | None], bool], reason: str) -> None:
+        """End at once the connections to some peers; what is open on them fails with ``reason``."""
+        for endpoint in [*self._live, *self._leaving]:
             for pool in endpoint.pools.values():
                 for connection in pool.all():
-                    if connection.peer is not None and connection.peer.uri in ids:
-                        connection.shut("quarantined")
+                    if unwanted(connection.peer):
+                        connection.shut(reason)
 
     @property
     def open_connections(self) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -371,6 +372,11 @@ class Course:
     def issued(self, since: float = 0.0, until: float = 1e18) -> list[list[Any]]:
         return [fact for replica in self.replicas for fact in replica.facts("issued", since, until)]
 
+    def longest_pause(self) -> float:
+        """Seconds without a certificate from the replica that nothing happens to."""
+        at = [moment for moment, fact in self.replicas[0].told if fact[0] == "issued"]
+        return max(b - a for a, b in pairwise(at))
+
 
 def settings(life: float) -> CaSettings:
     """Certificates of seconds; the issuing authority and the JWT key change once within ``life``."""
@@ -458,7 +464,7 @@ def report(course: Course, records: list[JournalRecord], given: list[list[Any]])
         f"3 replicas, {CLIENTS} clients, {course.seconds:g} s: {len(given)} SVIDs handed out, all in the journal of "
         f"{len(records)} records, which verifies; {quiet:.0f} a second before the faults, {cut:.0f} while one was dead "
         f"and one cut off; {away} answers 'unavailable', {refused} refused by policy; the one that was cut off handed "
-        f"out {after} afterwards"
+        f"out {after} afterwards; the longest pause of the third was {course.longest_pause():.1f} s"
     )
     assert after > 0
     assert cut > 0

@@ -119,7 +119,7 @@ def test_a_diff_for_every_workload_there_can_be(pair: Any, default: Any) -> None
 
 
 @pytest.mark.long
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(PAIRS, DEFAULTS)
 def test_a_diff_of_unrelated_documents(pair: Any, default: Any) -> None:
     first, second, _, chance = pair

@@ -87,6 +87,7 @@ def test_a_document_is_read_whole() -> None:
 
 def test_keys_may_stand_in_the_document_or_be_found_by_the_issuer() -> None:
     assert rule_of(f"{{issuer: me, jwks: '{SET}'}}") == JwtRule("me", jwks=SET)
+    assert rule_of("{jwks_uri: 'https://a/keys', presence: OPTIONAL}") == JwtRule("", jwks_uri="https://a/keys")
     assert rule_of("{issuer: 'https://id.example.com'}") == JwtRule("https://id.example.com")
     assert rule_of("{jwksUri: 'http://[::1]:8000/keys'}") == JwtRule("", jwks_uri="http://[::1]:8000/keys")
 
@@ -125,7 +126,9 @@ def test_keys_may_stand_in_the_document_or_be_found_by_the_issuer() -> None:
         ("{issuer: 'https://a', timeout: 5}", "SW0105"),
         ("{issuer: 'https://a', timeout: 5h}", "SW0121"),
         ("{issuer: 'https://a', timeout: 0s}", "SW0121"),
-        ("{issuer: 'https://a', jwks_uri: 'https://a'}", "SW0101"),
+        ("{issuer: 'https://a', jwks_uri: 'https://a', jwksUri: 'https://a'}", "SW0106"),
+        ("{issuer: 'https://a', presence: REQUIRED}", "SW0120"),
+        ("{issuer: 'https://a', presence: MANDATORY}", "SW0104"),
         ("{issuer: 'https://a', fromHeader: []}", "SW0101"),
     ],
 )

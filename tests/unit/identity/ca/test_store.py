@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Dialect, text
@@ -185,6 +186,25 @@ def test_a_commit_that_fails_fails_for_everybody_in_it_and_for_nobody_else() -> 
     ask(group, [13], answers).join(10)
     ask(group, [5], answers).join(10)
     assert answers == {13: "no luck", 5: [50]}
+
+
+@pytest.mark.parametrize("where", ["wait_for", "_commit"])
+def test_a_leader_who_is_interrupted_leaves_the_lead_to_others(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    disk, answers = Disk(), Answers()
+    group: GroupCommit[int, int] = GroupCommit(disk)
+
+    def interrupt(*_: object) -> list[int]:
+        raise KeyboardInterrupt
+
+    owner: Any = group._lock if where == "wait_for" else group
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, where, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            group.run(lambda: [1])
+    disk.go.set()
+    ask(group, [5], answers).join(10)
+    assert answers == {5: [50]}
+    assert disk.batches == [[5]]
 
 
 def test_the_queue_is_bounded_and_nobody_waits_in_it_for_long() -> None:
