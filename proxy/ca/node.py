@@ -37,6 +37,7 @@ from proxy.ca.work import Refused, as_rpc_error, now
 
 log = logging.getLogger("proxy.ca")
 _MAX_CERTIFICATES: Final = 10_000  # of one node that leaves
+_LOOK: Final = 1.0  # seconds until a change has surely been looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class Nodes:
         self._desk = desk
         self._watching = watching
         self._holders = Holders(desk.service)
+        self._leaving: set[str] = set()  # serials
         self._nodes: Recent[tuple[str, str], tuple[Shown | None, Node | None]]
         self._nodes = Recent(desk.work, lambda: watching.version, life)
         self._documents: Recent[str, dict[str, Any] | None]
@@ -99,6 +101,8 @@ class Nodes:
 
     def revoked(self, peer: PeerIdentity) -> str | None:
         """Why the connections of a caller must end, as far as the last snapshot knows."""
+        if peer.serial in self._leaving:
+            return None
         shown = self._holders.remembered(peer.serial)
         authorities = [shown.authority_id] if shown is not None else []
         revocations = self._watching.snapshot.revocations
@@ -162,9 +166,16 @@ class Nodes:
         """Take back all certificates of the node, its workloads' too, and forget it. The identity itself stays free:
         a new token may give it to another machine."""
         caller = await self._known(call)
-        await self._desk.work.ask(lambda: self._leave_now(caller))
-        self._nodes.forget()
-        return b""
+        serial = call.caller.peer.serial if call.caller.peer is not None else ""
+        self._leaving.add(serial)  # its connection is spared until it has heard the answer
+        try:
+            await self._desk.work.ask(lambda: self._leave_now(caller))
+            self._nodes.forget()
+            with trio.move_on_after(_LOOK):
+                await self._watching.wait(self._watching.version)  # the look that would end it
+            return b""
+        finally:
+            self._leaving.discard(serial)
 
     def _leave_now(self, caller: _Caller) -> None:
         service = self._desk.service
