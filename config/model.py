@@ -168,6 +168,9 @@ class Identity:
     folder: Path | None = setting(
         FilePath(), None, "what a machine that joined keeps; in /var/lib/sidewall, or the user's state folder"
     )
+    serve: Path | None = setting(
+        FilePath(), None, "socket, mode 0660, where our own app gets this identity: Workload API and Envoy SDS"
+    )
     cert: Path | None = setting(FilePath(), None, "PEM: our X509-SVID, leaf first; watched")
     key: Path | None = setting(FilePath(), None, "PEM: its private key, mode 0600; watched")
     bundle: Path | None = setting(FilePath(), None, "PEM: the authorities we trust; watched")

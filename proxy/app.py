@@ -29,6 +29,7 @@ from config.watch import watch
 from identity.svid import X509Context
 from proxy import authentication, quarantining, status, wiring
 from proxy.admin import Admin
+from proxy.agent import own as own_identity
 from proxy.lifecycle import Runtime, Worker
 from proxy.net.listener import Address, Bucket, Listener, ListenFailed, bind
 from proxy.net.poller import Poller
@@ -70,6 +71,8 @@ class Process:
         self.last_reload_at = self.started
         self.identity_problem = "no SVID yet"
         self._identity_scope: trio.CancelScope | None = None
+        self._serving_scope: trio.CancelScope | None = None
+        self._own = own_identity.OwnIdentity()
         self._identified = trio.Event()
         self._stop = trio.Event()
         self._stop_at_once = False
@@ -204,11 +207,23 @@ class Process:
             self.live = Live[X509Context | None](None)
             self._nursery.start_soon(self._run_identity, self.live, self._identity_scope)
             self._nursery.start_soon(self._follow_identity, self.live, self._identity_scope)
+            if self.loaded.config.identity.serve is not None and self.worker_number in (None, 0):
+                self._nursery.start_soon(self._serve_identity, self.live, self._identity_scope)
 
     async def _run_identity(self, live: Live[X509Context | None], scope: trio.CancelScope) -> None:
         source = wiring.make_identity(self.loaded.config, self._identity_event, self.worker.set_revocations)
         with scope:
             await source.run(live)
+
+    async def _serve_identity(self, live: Live[X509Context | None], scope: trio.CancelScope) -> None:
+        """For our own app, as long as these settings hold."""
+        with trio.CancelScope() as own:
+            self._serving_scope = own
+            try:
+                await own_identity.serve(self.poller, str(self.loaded.config.identity.serve), live, self._own)
+            except ListenFailed as error:
+                facts = {"event": "identity.serve", "problem": str(error)}
+                log.error("the identity is not served to the app", extra=facts)
 
     def _identity_event(self, name: str, fields: Mapping[str, object]) -> None:
         problem = fields.get("problem")
@@ -355,6 +370,8 @@ class Process:
         if wiring.identity_changed(old.config, loaded.config):
             if self._identity_scope is not None:
                 self._identity_scope.cancel()
+            if self._serving_scope is not None:
+                self._serving_scope.cancel()
             self._start_identity()
         log.info("configuration applied", extra={"event": "config.applied", "generation": generation})
         self._warn_of_plaintext()

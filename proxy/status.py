@@ -11,6 +11,7 @@ import trio
 
 from proxy.admin import Handler, Reply, Request, json_reply, text_reply
 from proxy.observe.record import ExchangeRecord
+from proxy.policy.facts import AccessRequest
 from proxy.version import VERSION
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _OPENMETRICS = "application/openmetrics-text"
 _DECISIONS = 100
+_SECRET = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key"})
 
 
 def handlers(process: Process) -> tuple[dict[str, Handler], dict[str, Handler]]:
@@ -243,10 +245,18 @@ def _decision(record: ExchangeRecord) -> dict[str, Any]:
         "reason": record.reason,
         "policy": decision.policy if decision is not None else None,
         "rule": decision.rule if decision is not None else None,
-        "facts": question.canonical() if question is not None else None,
+        "facts": _shown(question) if question is not None else None,
         "caller_address": record.peer_address,
         "trace_id": trace.trace_id.decode("ascii") if trace is not None else None,
     }
+
+
+def _shown(question: AccessRequest) -> dict[str, Any]:
+    """The facts, but for headers that carry secrets: who needs them has the request."""
+    facts = question.canonical()
+    for name in _SECRET & facts.get("headers", {}).keys():
+        facts["headers"][name] = ["(not shown)"]
+    return facts
 
 
 def _certificate(cert: Any) -> dict[str, Any]:

@@ -315,3 +315,50 @@ def test_a_wrong_token_leaves_nothing_behind(ca: RunningCa, tmp_path: Path) -> N
     assert text not in used.stderr
     assert not (tmp_path / "two").exists()
     assert sidewall("join", "nonsense", "--dir", str(tmp_path / "two")).returncode == 2
+
+
+async def test_a_sidecar_gives_its_own_app_its_identity(ca: RunningCa, nursery: trio.Nursery) -> None:
+    from proxy.agent import own
+    from proxy.net.poller import Poller
+
+    node, poller, path = local(ca), Poller(), ca.folder / "app.sock"
+    await nursery.start(node.source.run, node.live)
+    await nursery.start(poller.serve)
+    source = own.OwnIdentity(lambda: {TD: node.source.bundle} if node.source.bundle is not None else {})
+    nursery.start_soon(own.serve, poller, str(path), node.live, source)
+    await node.until(path.exists)
+    assert path.stat().st_mode & 0o777 == 0o660
+    got = await trio.to_thread.run_sync(lambda: sidewall("identity", "fetch", "--socket", f"unix:{path}"))
+    assert WEB in got.stdout, got.stderr
+    refused = await trio.to_thread.run_sync(
+        lambda: sidewall("identity", "fetch", "--audience", "x", "--socket", f"unix:{path}")
+    )
+    assert (refused.returncode, "JWT-SVIDs" in refused.stderr) == (77, True)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_proxy_takes_its_identity_from_a_workload_api(
+    ca: RunningCa, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    """The same socket that SPIRE's agent offers: here it is ours."""
+    folder = tmp_path / "identity"
+    joined = await trio.to_thread.run_sync(
+        lambda: sidewall("join", token_for(ca, "legacy/ledger"), "--dir", str(folder))
+    )
+    assert joined.returncode == 0, joined.stderr
+    entry_for_app(ca)
+    with running_agent(ca, folder) as path:
+        from identity.workload_source import WorkloadSource
+        from proxy.rpc.endpoint import parse_endpoint, x509_stream
+
+        live: Live[X509Context | None] = Live(None)
+        events: list[str] = []
+        source = WorkloadSource(
+            x509_stream(parse_endpoint(f"unix:{path}")), str(path), on_event=lambda name, facts: events.append(name)
+        )
+        nursery.start_soon(source.run, live)
+        with trio.fail_after(20):
+            while live.value is None:
+                await trio.sleep(0.05)
+        assert str(live.value.id) == f"spiffe://{TD}/app"
+        nursery.cancel_scope.cancel()
