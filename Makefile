@@ -34,5 +34,5 @@ clean:
 test-compiled: .venv    ## the default run against the compiled build (needs a C compiler)
 	rm -rf build/under-test
 	cp -r "$$($(PY) -m benchmarks.compiled)" build/under-test
-	cp -r tests benchmarks charts pyproject.toml README.md Makefile build/under-test/
+	cp -r tests benchmarks $(wildcard charts) pyproject.toml README.md Makefile build/under-test/
 	cd build/under-test && PYTHONPATH=. ../../$(PY) -m pytest -q --ignore tests/house --ignore tests/integration/test_readme.py

@@ -1,8 +1,8 @@
 """The sidecar's own identity for its own app: Workload API and Envoy SDS on a socket (``identity.serve``).
 
 There is one identity here, and who can open the socket may have it: it is made with mode 0660, so the file system
-says who that is. In a pod it lies in a volume that only the app's containers mount; their processes may be in another pid
-namespace, where the kernel shows no pid of theirs, so the callers are not looked at more closely than that. A machine
+says who that is. In a pod it lies in a volume that only the app's containers mount; their processes may be in another
+pid namespace, where the kernel shows no pid of theirs, so the callers are not looked at more closely than that. A machine
 with several workloads runs `sidewall agent` instead, which attests every caller.
 """
 
