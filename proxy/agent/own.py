@@ -2,8 +2,8 @@
 
 There is one identity here, and who can open the socket may have it: it is made with mode 0660, so the file system
 says who that is. In a pod it lies in a volume that only the app's containers mount; their processes may be in another
-pid namespace, where the kernel shows no pid of theirs, so the callers are not looked at more closely than that. A machine
-with several workloads runs `sidewall agent` instead, which attests every caller.
+pid namespace, where the kernel shows no pid of theirs, so the callers are not looked at more closely than that. A
+machine with several workloads runs `sidewall agent` instead, which attests every caller.
 """
 
 from __future__ import annotations

@@ -12,14 +12,14 @@ import click
 
 from proxy.cli.group import Problem
 from proxy.cli.policy_ask import explain, who_can
+from proxy.cli.policy_flows import learn, replay
 from proxy.cli.policy_graph import graph
-from proxy.cli.policy_source import DEFAULT, OUTPUT, Default, read_source, source_options
+from proxy.cli.policy_source import DEFAULT, OUTPUT, Default, load_source, read_source, workload_named
 from proxy.cli.policy_test import test
 
 if TYPE_CHECKING:
     from config.problems import Problem as Problem_
     from proxy.policy.analysis import Diff
-    from proxy.policy.facts import WorkloadFacts
 
 
 @click.group()
@@ -31,10 +31,11 @@ def policy() -> None:
     sidewall policy explain --from shop/web --to shop/api GET /orders/17
     sidewall policy test policy/
     sidewall policy diff policy/ new/
+    sidewall policy replay --since 24h -f new/
     """
 
 
-for _command in (explain, who_can, graph, test):
+for _command in (explain, who_can, graph, test, replay, learn):
     policy.add_command(_command)
 
 
@@ -60,17 +61,20 @@ def check_policies(
     sidewall policy check policy/
     sidewall policy check policy/ --workload shop/api --workload shop/web,tier=front -o github
     """
-    from config.problems import render
+    from config.problems import ConfigError, render
     from proxy.policy.lint import lint
 
-    source = read_source(paths, config, None, None)
-    known = [_workload(text) for text in workloads]
-    if source.workload is not None and not paths:
-        known.append(source.workload)
+    form = cast("Literal['text', 'json', 'github']", output)
+    try:
+        source = load_source(paths, config, None, None)
+    except ConfigError as error:
+        click.echo(render(error.problems, form=form, files=error.files, documents=error.documents))
+        return 1
+    known = [workload for _, workload in map(workload_named, workloads)]
+    if source.workload is not None:
         domains = (*domains, source.trust_domain)
     found = _in_order([*source.warnings, *lint(source.policies, workloads=known, trust_domains=domains)])
-    form = cast("Literal['text', 'json', 'github']", output)
-    text = render(found, form=form, files=max(len(source.paths), 1), documents=source.count)
+    text = render(found, form=form, documents=source.count)
     if text:
         click.echo(text)
     elif output == "text":
@@ -100,17 +104,6 @@ def _lines(path: Path) -> list[str]:
         return read_bounded(path).decode(errors="replace").split("\n")
     except Unreadable:
         return []
-
-
-def _workload(text: str) -> WorkloadFacts:
-    from proxy.cli.policy_source import pairs
-    from proxy.policy.suite_facts import BadFact, workload_of
-
-    name, *labels = text.split(",")
-    try:
-        return workload_of(name, pairs(labels, "--workload NS/NAME,"))
-    except BadFact as error:
-        raise Problem(str(error), code=2) from None
 
 
 @policy.command("diff")
@@ -157,6 +150,3 @@ def _fails(found: Diff, fail_on: str) -> bool:
     allowed = fail_on in ("allowed", "any") and bool(found.allowed)
     denied = fail_on in ("denied", "any") and bool(found.denied)
     return allowed or denied or (fail_on != "none" and bool(found.unknown))
-
-
-__all__ = ["policy", "source_options"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from proxy.cli.group import Problem
-from proxy.cli.policy_source import OUTPUT, Default, Source, pairs, read_source, source_options, target
+from proxy.cli.policy_source import OUTPUT, Default, Source, pairs, read_source, source_options, target, whole_name
 
 if TYPE_CHECKING:
     from proxy.policy.engine import Decision
@@ -25,6 +25,7 @@ def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The workload, the request and what else a policy can ask for."""
     for option in (
         click.option("--permissive", is_flag=True, help="The port accepts callers without a certificate."),
+        click.option("--route", default="", metavar="NAME", help="The route taken to the workload."),
         click.option("--sni", default="", metavar="NAME", help="Server name of the TLS handshake."),
         click.option("--destination-ip", default="", metavar="ADDRESS"),
         click.option("--remote-ip", default="", metavar="ADDRESS", help="The client, as X-Forwarded-For tells."),
@@ -72,8 +73,8 @@ def explain(
     from proxy.policy.explain import render
 
     source = read_source(files, config, default, trust_domain)
-    workload = target(source, _full(to, source), labels)
-    question = _question(source, workload, _full(caller, source, workload), request, facts)
+    workload = _target(source, to, labels)
+    question = _question(source, workload, whole_name(caller, source, workload), request, facts)
     if question.refused:
         return _refused(question, output)
     found = why(compile_policies(source.policies, workload, source.default), question.request)
@@ -85,29 +86,19 @@ def explain(
     return int(not _allowed(found.decision))
 
 
-def _full(name: str | None, source: Source, workload: WorkloadFacts | None = None) -> str | None:
-    """``web`` in the namespace that is meant: that of the workload, or the only one there is."""
-    if name is None or "/" in name or name == "none":
-        return name
-    spaces = {policy.namespace for policy in source.policies}
-    if workload is not None:
-        return f"{workload.namespace}/{name}"
-    if source.workload is not None:
-        return f"{source.workload.namespace}/{name}"
-    if len(spaces) == 1:
-        return f"{spaces.pop()}/{name}"
-    raise Problem(f"{name}: of which namespace?", f"write NAMESPACE/{name}", code=2)
+def _target(source: Source, to: str | None, labels: tuple[str, ...]) -> WorkloadFacts:
+    return target(source, whole_name(to, source) if to is not None else None, labels)
 
 
 def _question(
-    source: Source, workload: WorkloadFacts, caller: str | None, request: Sequence[str], facts: dict[str, Any]
+    source: Source, workload: WorkloadFacts, caller: str, request: Sequence[str], facts: dict[str, Any]
 ) -> Question:
     from proxy.policy.suite_facts import BadFact, Stated, request_of
 
     headers, claims = pairs(facts.pop("headers"), "--header"), _claims(facts.pop("claims"))
     permissive = facts.pop("permissive")
     try:
-        stated = Stated(caller=caller or "none", request=" ".join(request), headers=headers, claims=claims, **facts)
+        stated = Stated(caller=caller, request=" ".join(request), headers=headers, claims=claims, **facts)
         return request_of(
             stated, trust_domain=source.trust_domain, workload=workload, permissive=permissive
         )
@@ -214,7 +205,7 @@ def who_can(
     from proxy.policy.analysis import TooComplex
 
     source = read_source(files, config, default, trust_domain)
-    workload = target(source, _full(to, source), labels)
+    workload = _target(source, to, labels)
     stated = _stated(facts)
     if facts["headers"] or facts["claims"]:
         raise click.UsageError("headers and claims are left open here; each way in says which it needs")

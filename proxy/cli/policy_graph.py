@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from proxy.cli.group import Problem
-from proxy.cli.policy_source import Default, Source, pairs, read_source, source_options
+from proxy.cli.policy_source import Default, Source, read_source, source_options, workload_named
 
 if TYPE_CHECKING:
     from proxy.policy.facts import WorkloadFacts
@@ -58,16 +58,8 @@ def graph(
 
 
 def _known(source: Source, workloads: tuple[str, ...]) -> dict[str, WorkloadFacts]:
-    from proxy.policy.suite_facts import BadFact, workload_of
-
     found = {str(source.workload): source.workload} if source.workload is not None else {}
-    for text in workloads:
-        name, *labels = text.split(",")
-        try:
-            found[name] = workload_of(name, pairs(labels, "--workload NS/NAME,"))
-        except BadFact as error:
-            raise Problem(str(error), code=2) from None
-    return found
+    return found | dict(workload_named(text) for text in workloads)
 
 
 def _find(nodes: tuple[Node, ...], text: str) -> Node:

@@ -29,8 +29,8 @@ DEFAULT = click.option(
 
 @dataclass(frozen=True)
 class Source:
-    """What was read. ``workload``: whom sidewall.yaml protects, None when only documents were read. ``documents``:
-    everything else that the folders hold."""
+    """What was read. ``workload``: whom sidewall.yaml protects, None when only documents were read; ``flows``: where
+    it keeps the flow ledger. ``count``: documents."""
 
     policies: tuple[AuthorizationPolicy, ...]
     default: Default
@@ -39,6 +39,7 @@ class Source:
     warnings: tuple[Problem_, ...]
     paths: tuple[Path, ...]
     count: int
+    flows: Path | None = None
 
 
 def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,22 +61,29 @@ def read_source(
     files: Sequence[Path], config: Path | None, default: Default | None, trust_domain: str | None
 ) -> Source:
     """Read policies. Exits with 78, and every problem on stderr, when a file is wrong; 2 when none is named."""
-    from config.load import SEARCHED
     from config.problems import ConfigError
 
-    if files and config is not None:
-        raise click.UsageError("-f names policies, -c a sidewall.yaml that names them: give one of them")
     try:
-        if not files and (config is not None or any(path.exists() for path in SEARCHED)):
-            return _from_config(config, default, trust_domain)
-        if not files and not FOLDER.is_dir():
-            raise Problem(
-                "no policies named", "name a file or folder with -f, or stand where sidewall.yaml is", code=2
-            )
-        return _from_files(files or (FOLDER,), default, trust_domain)
+        return load_source(files, config, default, trust_domain)
     except ConfigError as error:
         refuse(error)
         raise
+
+
+def load_source(
+    files: Sequence[Path], config: Path | None, default: Default | None, trust_domain: str | None
+) -> Source:
+    """The same, raising ConfigError when a file is wrong."""
+    from config.load import SEARCHED
+
+    if files and config is not None:
+        raise click.UsageError("-f names policies, -c a sidewall.yaml that names them: give one of them")
+    if not files and (config is not None or any(path.exists() for path in SEARCHED)):
+        return _from_config(config, default, trust_domain)
+    if not files and not FOLDER.is_dir():
+        hint = "name a file or folder with -f, or stand where sidewall.yaml is"
+        raise Problem("no policies named", hint, code=2)
+    return _from_files(files or (FOLDER,), default, trust_domain)
 
 
 def refuse(error: ConfigError) -> None:
@@ -101,6 +109,7 @@ def _from_config(path: Path | None, default: Default | None, trust_domain: str |
         loaded.warnings,
         tuple(config.policy.from_),
         loaded.documents.count,
+        config.telemetry.flows.to,
     )
 
 
@@ -136,6 +145,31 @@ def target(source: Source, to: str | None, labels: Sequence[str]) -> WorkloadFac
         return workload_of(to, pairs(labels, "--label"))
     except BadFact as error:
         raise Problem(str(error), code=2) from None
+
+
+def workload_named(text: str) -> tuple[str, WorkloadFacts]:
+    """``NS/NAME[,KEY=VALUE..]`` of --workload: the name and the workload. Exits with 2."""
+    from proxy.policy.suite_facts import BadFact, workload_of
+
+    name, *labels = text.split(",")
+    try:
+        return name, workload_of(name, pairs(labels, "--workload NS/NAME,"))
+    except BadFact as error:
+        raise Problem(str(error), code=2) from None
+
+
+def whole_name(name: str, source: Source | None, workload: WorkloadFacts | None = None) -> str:
+    """``web`` in the namespace that is meant: that of ``workload``, of sidewall.yaml, or the only one that policies
+    are of. Exits with 2."""
+    if "/" in name or name == "none":
+        return name
+    spaces = {policy.namespace for policy in source.policies} if source is not None else set()
+    near = workload or (source.workload if source is not None else None)
+    if near is not None:
+        return f"{near.namespace}/{name}"
+    if len(spaces) == 1:
+        return f"{spaces.pop()}/{name}"
+    raise Problem(f"{name}: of which namespace?", f"write NAMESPACE/{name}", code=2)
 
 
 def pairs(options: Sequence[str], name: str) -> dict[str, str]:

@@ -131,6 +131,12 @@ def shape(path: str) -> str:
     return "/".join(map(_placeholder, path[:_MAX_PATH].split("/")))
 
 
+def is_made(segment: str, *, shaped: bool = False) -> bool:
+    """Whether a segment looks like the id of something. ``shaped``: it is one of a path's shape, where a placeholder
+    that could also be a name counts as what it stands for."""
+    return any(segment == instead if shaped else pattern.fullmatch(segment) for pattern, instead in _MADE)
+
+
 def _placeholder(segment: str) -> str:
     for pattern, instead in _MADE:
         if pattern.fullmatch(segment):

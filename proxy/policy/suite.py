@@ -44,6 +44,7 @@ _TEXTS: Final = {
     "remoteIp": "remote_ip",
     "destinationIp": "destination_ip",
     "sni": "sni",
+    "route": "route",
 }
 _FACTS: Final = (*_TEXTS, "port", "headers", "claims")
 _ABOUT: Final = ("to", "labels", "mtls", "trustDomain")

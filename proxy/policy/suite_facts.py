@@ -8,6 +8,7 @@ before any policy is refused here with the same word.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,7 +16,7 @@ from typing import Any, Final
 from config.resources.authorization import AuthorizationPolicy
 from identity.spiffe import SpiffeId, SpiffeIdError
 from proxy.errors import MalformedRequest
-from proxy.policy.facts import HTTP, TCP, AccessRequest, WorkloadFacts, wire_text
+from proxy.policy.facts import HTTP, TCP, AccessRequest, Values, WorkloadFacts, wire_text
 from proxy.wire.path import canonical_path
 from proxy.wire.validate import METHODS
 
@@ -43,7 +44,8 @@ class Stated:
     remote_ip: str = ""
     destination_ip: str = ""
     sni: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    route: str = ""
+    headers: Mapping[str, Values] = field(default_factory=dict)
     claims: Mapping[str, Any] | None = None
 
 
@@ -66,20 +68,20 @@ def request_of(stated: Stated, *, trust_domain: str, workload: WorkloadFacts, pe
     facts: dict[str, Any] = {"principal": principal, "namespace": namespace, "port": stated.port}
     refused = NO_CERTIFICATE if principal is None and not permissive else ""
     if protocol == HTTP:
-        path, why = _canonical(raw)
+        path, query, why = _canonical(raw)
         refused = why or refused
-        facts |= {"method": method, "path": path, "host": wire_text(stated.host or workload.name or "localhost")}
+        host = wire_text(stated.host or workload.name or "localhost")
+        facts |= {"method": method, "path": path, "target": path + query, "host": host, "route": stated.route}
         if method.encode() not in METHODS:
             refused = "method_unknown"
         if stated.headers:
-            facts["headers"] = {name.lower(): wire_text(value) for name, value in stated.headers.items()}
+            facts["headers"] = {name.lower(): _on_wire(value) for name, value in stated.headers.items()}
         if stated.claims is not None:
             facts["claims"] = stated.claims
     elif stated.headers or stated.claims is not None or stated.path:
         raise BadFact("a TCP connection has no path, headers or claims")
-    for name in ("source_ip", "remote_ip", "destination_ip", "sni"):
-        if value := getattr(stated, name):
-            facts[name] = value
+    facts |= {name: _address(getattr(stated, name)) for name in ("source_ip", "remote_ip", "destination_ip")}
+    facts["sni"] = stated.sni
     return Question(AccessRequest(protocol=protocol, **facts), refused)
 
 
@@ -106,15 +108,27 @@ def _line(stated: Stated) -> tuple[str, str]:
     return wire_text(method), wire_text(path)
 
 
-def _canonical(raw: str) -> tuple[str, str]:
-    path, _, query = raw.partition("?")
-    del query  # no part of what policies see
+def _canonical(raw: str) -> tuple[str, str, str]:
+    """The path, the query with its question mark, and the word with which the proxy refuses such a path."""
+    path, mark, query = raw.partition("?")
     if path == "*":
-        return path, ""
+        return path, "", ""
     try:
-        return canonical_path(path.encode("latin-1"), escaped_slash="reject").decode("latin-1"), ""
+        path = canonical_path(path.encode("latin-1"), escaped_slash="reject").decode("latin-1")
     except MalformedRequest as error:
-        return path, error.reason
+        return path, mark + query, error.reason
+    return path, mark + query, ""
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text)) if text else ""
+    except ValueError:
+        raise BadFact(f"{text!r} is no address") from None
+
+
+def _on_wire(value: Values) -> Values:
+    return wire_text(value) if isinstance(value, str) else tuple(map(wire_text, value))
 
 
 def caller_of(text: str, trust_domain: str) -> tuple[str | None, str | None]:

@@ -162,7 +162,6 @@ def test_an_entry_that_cannot_be_read_does_not_move_the_places_of_others() -> No
     "text",
     [
         "app: 1\nidentity: {allowTrustDomains: [x]}",
-        "app: 1\nidentity: {allowTrustDomains: [x]}",
         "inbound: [{app: 1, capture: true}]",
         "inbound: [{app: 1, skipPorts: [1]}]",
         "inbound: [{app: 1, proxyProtocol: v2}]",
