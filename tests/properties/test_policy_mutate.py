@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +22,8 @@ CASES = st.lists(st.tuples(st.sampled_from(ASKED), st.sampled_from(WORKLOADS)), 
 DEFAULTS = st.sampled_from(["deny", "istio"])
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=12, deadline=None)
 @given(DOCUMENTS, CASES, DEFAULTS)
 def test_a_mutant_has_the_fate_that_the_long_way_gives_it(documents: Any, cases: Any, default: Any) -> None:
     policies = read_data(documents)
@@ -46,7 +48,7 @@ def test_a_mutant_has_the_fate_that_the_long_way_gives_it(documents: Any, cases:
             assert fate == ("killed" if killed else "survived" if changes else "superfluous"), mutant.what
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(DOCUMENTS, CASES)
 def test_a_rule_that_decides_a_case_is_covered(documents: Any, cases: Any) -> None:
     policies = read_data(documents)

@@ -17,7 +17,7 @@ DOCUMENTS = documents_of(specs(ANALYSED_RULES))
 DEFAULTS = st.sampled_from(["deny", "istio"])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(DOCUMENTS, st.lists(st.sampled_from(ASKED), min_size=3, max_size=8), DEFAULTS)
 def test_who_can_leaves_nobody_out_and_shows_only_who_may(documents: Any, raws: Any, default: Any) -> None:
     policies = read_data(documents)
@@ -36,7 +36,7 @@ def test_who_can_leaves_nobody_out_and_shows_only_who_may(documents: Any, raws: 
             assert found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(DOCUMENTS, st.lists(st.sampled_from(ASKED), min_size=5, max_size=20), DEFAULTS)
 def test_an_edge_is_there_when_any_request_is_let_in(documents: Any, raws: Any, default: Any) -> None:
     policies = read_data(documents)

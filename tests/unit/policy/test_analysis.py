@@ -113,7 +113,7 @@ def test_many_classes_are_counted() -> None:
 
 
 def test_it_says_when_it_gave_up_and_then_is_never_empty() -> None:
-    new = policies_of({"a": {"rules": [rule(paths=[f"/{letter}*x"], notPaths=["*y"]) for letter in "abc"]}})
+    new = policies_of({"a": {"rules": [rule(paths=[f"*{letter}"], notPaths=["*y"]) for letter in "abc"]}})
     found = diff([], new, effort=40)
     assert found
     assert found.unknown == "more than 40 steps"
