@@ -321,6 +321,8 @@ def _add_decision(attributes: Attributes, record: ExchangeRecord) -> None:
     if decision is None:
         return
     attributes[n.DECISION] = decision_word(decision)
+    if record.decision_id:
+        attributes[n.DECISION_ID] = record.decision_id
     if decision.policy is not None:
         attributes[n.SECURITY_RULESET] = decision.policy
     if decision.rule is not None:

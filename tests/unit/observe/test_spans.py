@@ -46,7 +46,10 @@ def test_times_are_wall_clock_and_the_client_span_lies_within() -> None:
 
 
 def test_a_refused_exchange_has_no_client_span() -> None:
-    (server,) = build_spans(denied(), "shop/api", KNOWN)
+    record = denied()
+    record.decision_id = "f3kq2vjz5ryt4c7mabxw6h2nde"
+    (server,) = build_spans(record, "shop/api", KNOWN)
+    assert server.attributes[names.DECISION_ID] == "f3kq2vjz5ryt4c7mabxw6h2nde"
     assert server.decision == "deny"
     assert server.status == "UNSET"
     assert names.ERROR_TYPE not in server.attributes
