@@ -67,6 +67,7 @@ PEER_REASONS: Final = frozenset(
         "timeout",
         "closed",
         "no_identity",
+        "revoked",
     }
 )
 

@@ -188,5 +188,6 @@ async def test_no_token_is_in_any_record(mesh: Mesh, pair: Pair) -> None:
         await call(mesh.port, "GET", "/a", http2=pair[0], headers=bearer(text))
     await mesh.settled()
     for record in mesh.api.records:
-        shown = " ".join(repr(getattr(record, name)) for name in record.__slots__)
+        names = [name for name in dir(record) if not name.startswith("_")]  # compiled classes have no __slots__
+        shown = " ".join(repr(getattr(record, name)) for name in names)
         assert not any(part in shown for text in texts for part in text.split(".") if len(part) > 20)
