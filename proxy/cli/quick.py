@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import click
 
 from proxy.cli.group import Problem
 
-_CA = click.option("--ca", "folder", type=click.Path(path_type=Path), help="Folder of a local CA; made when missing.")
+_CA = click.option(
+    "--ca", "folder", type=click.Path(path_type=Path), help="Folder of a local CA; by default the CA that runs here."
+)
 _PRINT = click.option("--print-config", is_flag=True, help="Print the sidewall.yaml this stands for, and end.")
 
 
@@ -23,20 +26,44 @@ def _default_ca() -> Path:
     return Path(state) / "sidewall" / "ca"
 
 
-def _ca_folder(folder: Path | None, *, make: bool) -> Path:
-    """The folder to use; with ``make`` an authority of the trust domain ``local`` is made where there is none."""
+@dataclass(frozen=True)
+class _Authority:
+    """Where the identity comes from (``identity`` of the configuration), and the trust domain."""
+
+    identity: dict[str, str]
+    trust_domain: str
+
+
+def _authority(folder: Path | None, *, make: bool) -> _Authority:
+    """A CA that runs on this machine, unless a folder is named or lies here; else the folder of a local CA. With
+    ``make`` one of the trust domain ``local`` is made where there is none. Raises Problem."""
+    from config.resolve import Surroundings
+    from proxy.cli.ca_client import reach as reach_ca
+
+    here = Surroundings.here(os.environ, Path())
+    if folder is None and here.ca is not None and not Path("ca/ca.json").exists():
+        with reach_ca(str(here.ca), None) as running:
+            trust_domain = str(running.ask("Status")["trust_domain"])
+        return _Authority({"ca": f"unix:{here.ca}"}, trust_domain)
     path = (folder or _default_ca()).absolute()
     if make and not (path / "ca.json").exists():
-        from identity.disk import IdentityFileError
-        from identity.files import create_ca
+        _make_ca(path)
+    return _Authority({"caDir": str(path)}, _trust_domain(path))
 
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            create_ca(path, "local", now=datetime.now(UTC))
-        except (IdentityFileError, OSError) as error:
-            raise Problem(str(error), "name another folder with --ca", code=73) from None
-        click.echo(f"a local CA was made in {path} (trust domain: local)", err=True)
-    return path
+
+def _make_ca(path: Path) -> None:
+    from identity.disk import IdentityFileError
+    from identity.files import create_ca
+
+    if (path / "store.json").exists():
+        hint = "start it (sidewall ca serve), or name another folder with --ca"
+        raise Problem(f"{path} is the folder of a CA that serves, and does not run", hint, code=69)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        create_ca(path, "local", now=datetime.now(UTC))
+    except (IdentityFileError, OSError) as error:
+        raise Problem(str(error), "name another folder with --ca", code=73) from None
+    click.echo(f"a local CA was made in {path} (trust domain: local)", err=True)
 
 
 def _trust_domain(path: Path) -> str:
@@ -75,12 +102,12 @@ def protect(
     sidewall protect 8080 --as shop/api --allow shop/web
     sidewall protect unix:/run/app.sock --listen 127.0.0.1:8443 --allow any
     """
-    ca = _ca_folder(folder, make=not print_config)
+    ca = _authority(folder, make=not print_config)
     inbound: dict[str, Any] = {"listen": listen, "app": app}
     if unsafe_app:
         inbound["unsafeApp"] = True
     config = {**_common(name, ca), "inbound": [inbound]}
-    documents = [config, _policy(_name(name), allow, _trust_domain(ca))]
+    documents = [config, _policy(_name(name), allow, ca.trust_domain)]
     return _run(documents, print_config=print_config)
 
 
@@ -103,7 +130,7 @@ def reach(
     who, equals, address = what.partition("=")
     if not equals or not who or not address:
         raise click.UsageError("write NAME=ADDR, e.g. shop/api=10.20.0.9:8443")
-    ca = _ca_folder(folder, make=not print_config)
+    ca = _authority(folder, make=not print_config)
     upstream = who.rpartition("/")[2]
     expected = list(expect) or [_name(who, _name(name).partition("/")[0])]
     config = {
@@ -114,8 +141,8 @@ def reach(
     return _run([config], print_config=print_config)
 
 
-def _common(name: str, ca: Path) -> dict[str, Any]:
-    return {"workload": _name(name), "identity": {"caDir": str(ca)}, "admin": {"listen": "off"}}
+def _common(name: str, ca: _Authority) -> dict[str, Any]:
+    return {"workload": _name(name), "identity": ca.identity, "admin": {"listen": "off"}}
 
 
 def _policy(name: str, allow: tuple[str, ...], trust_domain: str) -> dict[str, Any]:
