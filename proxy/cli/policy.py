@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
@@ -14,7 +14,7 @@ from proxy.cli.group import Problem
 from proxy.cli.policy_ask import explain, who_can
 from proxy.cli.policy_flows import learn, replay
 from proxy.cli.policy_graph import graph
-from proxy.cli.policy_source import DEFAULT, OUTPUT, Default, load_source, read_source, workload_named
+from proxy.cli.policy_source import DEFAULT, NORMALIZATION, OUTPUT, Default, load_source, read_source, workload_named
 from proxy.cli.policy_test import test
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ for _command in (explain, who_can, graph, test, replay, learn):
 @click.option("-c", "--config", type=click.Path(path_type=Path), help="The sidewall.yaml to read.")
 @click.option("--workload", "workloads", multiple=True, metavar="NS/NAME[,KEY=VALUE..]", help="A workload there is.")
 @click.option("--trust-domain", "domains", multiple=True, metavar="NAME", help="A trust domain that is not foreign.")
+@NORMALIZATION
 @click.option("--fail-on", type=click.Choice(["error", "warning", "info"]), default="error", show_default=True)
 @click.option("-o", "--output", type=click.Choice(["text", "json", "github"]), default="text", show_default=True)
 def check_policies(
@@ -51,6 +52,7 @@ def check_policies(
     config: Path | None,
     workloads: tuple[str, ...],
     domains: tuple[str, ...],
+    normalization: str | None,
     fail_on: str,
     output: str,
 ) -> int:
@@ -66,14 +68,15 @@ def check_policies(
 
     form = cast("Literal['text', 'json', 'github']", output)
     try:
-        source = load_source(paths, config, None, None)
+        source = load_source(paths, config, None, None, normalization)
     except ConfigError as error:
         click.echo(render(error.problems, form=form, files=error.files, documents=error.documents))
         return 1
     known = [workload for _, workload in map(workload_named, workloads)]
     if source.workload is not None:
         domains = (*domains, source.trust_domain)
-    found = _in_order([*source.warnings, *lint(source.policies, workloads=known, trust_domains=domains)])
+    linted = lint(source.policies, workloads=known, trust_domains=domains, strict_paths=source.strict_paths)
+    found = _in_order([*source.warnings, *linted])
     text = render(found, form=form, documents=source.count)
     if text:
         click.echo(text)
@@ -112,13 +115,21 @@ def _lines(path: Path) -> list[str]:
 @click.option("--to", metavar="NS/NAME", help="One workload only; by default every workload there could be.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label of the workload.")
 @DEFAULT
+@NORMALIZATION
 @click.option(
     "--fail-on", type=click.Choice(["allowed", "denied", "any", "none"]), default="none", show_default=True,
     help="Exit with 1 when requests are newly allowed, newly denied, either.",
 )  # fmt: skip
 @OUTPUT
 def diff_policies(
-    old: Path, new: Path, to: str | None, labels: tuple[str, ...], default: Default | None, fail_on: str, output: str
+    old: Path,
+    new: Path,
+    to: str | None,
+    labels: tuple[str, ...],
+    default: Default | None,
+    normalization: str | None,
+    fail_on: str,
+    output: str,
 ) -> int:
     """Which requests change their verdict from OLD to NEW (files or folders): every class of them, with an example.
 
@@ -133,12 +144,13 @@ def diff_policies(
     from proxy.policy.analysis_report import diff_data, render_diff
 
     before = read_source((old,), None, default, None)
-    after = read_source((new,), None, default, None)
+    after = read_source((new,), None, default, None, normalization)
     if labels and to is None:
         raise click.UsageError("--label says more about the workload of --to")
     workload = target(after, to, labels) if to is not None else None
+    settings: Any = {"default": default or "deny", "strict_paths": after.strict_paths}
     try:
-        found = diff(before.policies, after.policies, workload=workload, default=default or "deny")
+        found = diff(before.policies, after.policies, workload=workload, **settings)
     except TooComplex as error:
         hint = "nothing is known about the difference; compare one workload at a time with --to"
         raise Problem(f"these policies cannot be compared exactly: {error}", hint, code=1) from None

@@ -56,6 +56,7 @@ def explain(
     config: Path | None,
     default: Default | None,
     trust_domain: str | None,
+    normalization: str | None,
     output: str,
     **facts: Any,
 ) -> int:
@@ -72,7 +73,7 @@ def explain(
     from proxy.policy.explain import explain as why
     from proxy.policy.explain import render
 
-    source = read_source(files, config, default, trust_domain)
+    source = read_source(files, config, default, trust_domain, normalization)
     workload = _target(source, to, labels)
     question = _question(source, workload, whole_name(caller, source, workload), request, facts)
     if question.refused:
@@ -100,7 +101,11 @@ def _question(
     try:
         stated = Stated(caller=caller, request=" ".join(request), headers=headers, claims=claims, **facts)
         return request_of(
-            stated, trust_domain=source.trust_domain, workload=workload, permissive=permissive
+            stated,
+            trust_domain=source.trust_domain,
+            workload=workload,
+            permissive=permissive,
+            normalization=source.normalization,
         )
     except BadFact as error:
         raise Problem(str(error), code=2) from None
@@ -190,6 +195,7 @@ def who_can(
     config: Path | None,
     default: Default | None,
     trust_domain: str | None,
+    normalization: str | None,
     output: str,
     **facts: Any,
 ) -> int:
@@ -204,7 +210,7 @@ def who_can(
     from proxy.policy import reach
     from proxy.policy.analysis import TooComplex
 
-    source = read_source(files, config, default, trust_domain)
+    source = read_source(files, config, default, trust_domain, normalization)
     workload = _target(source, to, labels)
     stated = _stated(facts)
     if facts["headers"] or facts["claims"]:
@@ -215,7 +221,12 @@ def who_can(
         return _refused(question, output)
     try:
         found = reach.who_can(
-            source.policies, workload, question.request, default=source.default, stated=stated
+            source.policies,
+            workload,
+            question.request,
+            default=source.default,
+            stated=stated,
+            strict_paths=source.strict_paths,
         )
     except TooComplex as error:
         raise Problem(f"this cannot be answered exactly: {error}", code=1) from None

@@ -30,6 +30,7 @@ def graph(
     config: Path | None,
     default: Default | None,
     trust_domain: str | None,
+    normalization: str | None,
     output: str,
 ) -> None:
     """Who may reach whom; with --from the blast radius of one identity.
@@ -44,9 +45,10 @@ def graph(
     from proxy.policy.analysis import TooComplex
     from proxy.policy.reach import Reach, anyone, nodes_of
 
-    source = read_source(files, config, default, trust_domain)
+    source = read_source(files, config, default, trust_domain, normalization)
     nodes = nodes_of(source.policies, _known(source, workloads), source.trust_domain)
-    reach = Reach(source.policies, [*anyone(source.trust_domain), *nodes], default=source.default)
+    nodes = [*anyone(source.trust_domain), *nodes]
+    reach = Reach(source.policies, nodes, default=source.default, strict_paths=source.strict_paths)
     try:
         if start is not None:
             node = _find(reach.nodes, start)

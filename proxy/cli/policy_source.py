@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from config.resources.authorization import AuthorizationPolicy
     from proxy.policy.facts import WorkloadFacts
 
+STRICT = "strict"  # or one of proxy.wire.path.NORMALIZATIONS, named here so that --help needs not read it
+NORMALIZATION = click.option(
+    "--path-normalization", "normalization", help="policy.pathNormalization of the proxy; as in sidewall.yaml.",
+    type=click.Choice([STRICT, "NONE", "BASE", "MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES"]),
+)  # fmt: skip
 Default = Literal["deny", "istio", "audit"]
 
 FOLDER = Path("policy")
@@ -40,12 +45,18 @@ class Source:
     paths: tuple[Path, ...]
     count: int
     flows: Path | None = None
+    normalization: str = STRICT
+
+    @property
+    def strict_paths(self) -> bool:
+        return self.normalization == STRICT
 
 
 def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say which policies: -f, -c, --default, --trust-domain."""
+    """The options that say which policies, and how the proxy asks them."""
     for option in (
         click.option("--trust-domain", metavar="NAME", help="Of callers written as namespace/account."),
+        NORMALIZATION,
         DEFAULT,
         click.option("-c", "--config", type=click.Path(path_type=Path), help="The sidewall.yaml to read."),
         click.option(
@@ -58,20 +69,28 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def read_source(
-    files: Sequence[Path], config: Path | None, default: Default | None, trust_domain: str | None
+    files: Sequence[Path],
+    config: Path | None,
+    default: Default | None,
+    trust_domain: str | None,
+    normalization: str | None = None,
 ) -> Source:
     """Read policies. Exits with 78, and every problem on stderr, when a file is wrong; 2 when none is named."""
     from config.problems import ConfigError
 
     try:
-        return load_source(files, config, default, trust_domain)
+        return load_source(files, config, default, trust_domain, normalization)
     except ConfigError as error:
         refuse(error)
         raise
 
 
 def load_source(
-    files: Sequence[Path], config: Path | None, default: Default | None, trust_domain: str | None
+    files: Sequence[Path],
+    config: Path | None,
+    default: Default | None,
+    trust_domain: str | None,
+    normalization: str | None = None,
 ) -> Source:
     """The same, raising ConfigError when a file is wrong."""
     from config.load import SEARCHED
@@ -79,11 +98,12 @@ def load_source(
     if files and config is not None:
         raise click.UsageError("-f names policies, -c a sidewall.yaml that names them: give one of them")
     if not files and (config is not None or any(path.exists() for path in SEARCHED)):
-        return _from_config(config, default, trust_domain)
+        found = _from_config(config, default, trust_domain)
+        return replace(found, normalization=normalization or found.normalization)
     if not files and not FOLDER.is_dir():
         hint = "name a file or folder with -f, or stand where sidewall.yaml is"
         raise Problem("no policies named", hint, code=2)
-    return _from_files(files or (FOLDER,), default, trust_domain)
+    return replace(_from_files(files or (FOLDER,), default, trust_domain), normalization=normalization or STRICT)
 
 
 def refuse(error: ConfigError) -> None:
@@ -110,6 +130,7 @@ def _from_config(path: Path | None, default: Default | None, trust_domain: str |
         tuple(config.policy.from_),
         loaded.documents.count,
         config.telemetry.flows.to,
+        config.policy.path_normalization,
     )
 
 

@@ -226,16 +226,18 @@ def diff(
     default: Default = "deny",
     root_namespace: str = ROOT_NAMESPACE,
     effort: int = MAX_EFFORT,
+    strict_paths: bool = True,
 ) -> Diff:
-    """All changes for ``workload``, or for every workload there can be, after at most ``effort`` steps. Raises
-    TooComplex for conditions that are beyond analysis."""
+    """All changes for ``workload``, or for every workload there can be, after at most ``effort`` steps.
+    ``strict_paths``: as for ``new_space``. Raises TooComplex for conditions that are beyond analysis."""
     if workload is not None:
         root_namespace = workload.root_namespace
         old, new = (_selecting(policies, workload) for policies in (old, new))
     unknown: list[str] = []
     changes = []
+    space = new_space(effort, strict_paths=strict_paths)
     try:
-        for change in _changes(old, new, workload, default, root_namespace, new_space(effort), unknown):
+        for change in _changes(old, new, workload, default, root_namespace, space, unknown):
             changes.append(change)
     except Exhausted as error:
         unknown.append(str(error))

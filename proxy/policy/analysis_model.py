@@ -63,9 +63,17 @@ def _axis(name: str) -> Axis:
     return SetAxis(domains.CLAIM)
 
 
-def new_space(effort: int = MAX_EFFORT) -> Space:
-    """``effort``: steps that all questions to it may take together."""
-    return Space(_axis, effort)
+_LOOSE: Final = TextAxis(domains.LOOSE_PATH)
+
+
+def _axis_of_loose_paths(name: str) -> Axis:
+    return _LOOSE if name == "path" else _axis(name)
+
+
+def new_space(effort: int = MAX_EFFORT, *, strict_paths: bool = True) -> Space:
+    """``effort``: steps that all questions to it may take together. ``strict_paths``: only canonical paths get as far
+    as policy; not so with one of Istio's normalizations."""
+    return Space(_axis if strict_paths else _axis_of_loose_paths, effort)
 
 
 # -- patterns -----------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from proxy.policy.analysis_axes import EVERY_NET, Atom, Axis, Literals
 from proxy.policy.analysis_words import Effort, Language, TooComplex
 
 MAX_STEPS: Final = 200_000  # of one question
-MAX_EFFORT: Final = 3_000_000  # of all questions to one space: some ten seconds
+MAX_EFFORT: Final = 2_000_000  # of all questions to one space: some seconds
 _REMEMBERED: Final = 200_000
 
 

@@ -21,6 +21,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 from typing import Final, Literal, NamedTuple
 
 from config.nodes import parse_yaml
@@ -32,7 +33,7 @@ from proxy.policy.engine import compile_policies, decide
 from proxy.policy.facts import HTTP, WorkloadFacts
 from proxy.policy.flows import FlowRecord, request_of_flow
 from proxy.policy.learned_text import Operation, RuleText, Witness, calls_text, render
-from proxy.policy.match import Paths, Template
+from proxy.policy.match import Key, Paths, PatternIndex, Template
 
 PathStyle = Literal["exact", "template", "prefix"]
 
@@ -42,7 +43,7 @@ _TEMPLATE: Final = re.compile(f"(?:{_SEGMENT})*(?:/|{_SEGMENT})")
 
 
 class CannotLearn(ValueError):
-    """There is no call to learn from, or too many kinds of callers for one policy."""
+    """There is no call to learn from, or too much of it for one policy."""
 
 
 class Grant(NamedTuple):
@@ -198,12 +199,15 @@ def _irreducible(grants: dict[Grant, Seen]) -> dict[Grant, Seen]:
 
 
 def _needed(patterns: dict[str, Seen]) -> dict[str, Seen]:
-    wild = {pattern: Paths([pattern]) for pattern in patterns if "*" in pattern}
+    wild = _Wild(pattern for pattern in patterns if "*" in pattern)
     kept = dict(patterns)
     for pattern in sorted(patterns, key=lambda text: ("*" in text, -len(text), text)):
-        others = [other for text, other in wild.items() if text != pattern and text in kept]
         seen = kept[pattern]
-        own = {path: flow for path, flow in seen.paths.items() if not _in_any(others, path)}
+        own = {
+            path: flow
+            for path, flow in seen.paths.items()
+            if not any(other != pattern and other in kept for other in wild.matching(path))
+        }
         if own:
             kept[pattern] = Seen(seen.count, own)
         else:
@@ -211,8 +215,22 @@ def _needed(patterns: dict[str, Seen]) -> dict[str, Seen]:
     return kept
 
 
-def _in_any(patterns: list[Paths], path: str) -> bool:
-    return any(pattern.matches(path) for pattern in patterns)
+class _Wild:
+    """Patterns with wildcards, found by how the path begins or ends."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self._paths = {pattern: Paths([pattern]) for pattern in patterns}
+        found: dict[Key, list[str]] = {}
+        for pattern, compiled in self._paths.items():
+            for key in compiled.keys() or ():
+                found.setdefault(key, []).append(pattern)
+        self._index: PatternIndex[list[str]] = PatternIndex()
+        for key, some in found.items():
+            self._index.put(key, some)
+
+    def matching(self, path: str) -> list[str]:
+        near = chain.from_iterable(self._index.find(path))
+        return [pattern for pattern in near if self._paths[pattern].matches(path)]
 
 
 def _wider(grants: dict[Grant, Seen]) -> tuple[tuple[str, str], ...]:
@@ -318,6 +336,8 @@ def _said_wider(pair: tuple[str, str]) -> str:
 def _read(text: str) -> AuthorizationPolicy:
     problems = Problems()
     found = [parse_authorization_policy(document, "default") for document in parse_yaml(text, "learned", problems)]
+    if any(problem.code == "SW0110" for problem in problems):
+        raise CannotLearn("what was seen is too much for one document: take wider paths, or a shorter time")
     if problems.errors or len(found) != 1 or found[0] is None:
         raise Contradiction(f"the learned policy cannot be read: {[str(problem) for problem in problems]}")
     return found[0]

@@ -32,16 +32,17 @@ def lint(
     trust_domains: Collection[str] = (),
     root_namespace: str = ROOT_NAMESPACE,
     effort: int = MAX_EFFORT,
+    strict_paths: bool = True,
 ) -> list[Problem]:
     """Findings in the order of the documents, none of them an error. ``workloads``: all that there are, or none when
-    that is not known; the same for ``trust_domains``. ``effort``: steps that may be taken."""
+    that is not known; the same for ``trust_domains``. ``effort`` and ``strict_paths`` are those of ``new_space``."""
     known = list(workloads)
     found = [
         *chain.from_iterable(_said_aloud(policy) for policy in policies),
         *_doubles(policies),
         *(_selects_nothing(policy) for policy in policies if known and not any(selects(policy, w) for w in known)),
         *(chain.from_iterable(_foreign(policy, trust_domains) for policy in policies) if trust_domains else ()),
-        *_Rules(policies, root_namespace, effort).findings(),
+        *_Rules(policies, root_namespace, new_space(effort, strict_paths=strict_paths)).findings(),
     ]
     files = list(dict.fromkeys(policy.place.file for policy in policies))
     return sorted(found, key=lambda problem: (files.index(problem.file), problem.line, problem.column))
@@ -158,8 +159,8 @@ def _doubles(policies: Policies) -> Iterator[Problem]:
 class _Rules:
     """Rules beside each other, as boxes on both protocols."""
 
-    def __init__(self, policies: Policies, root: str, effort: int) -> None:
-        self._space: Space = new_space(effort)
+    def __init__(self, policies: Policies, root: str, space: Space) -> None:
+        self._space = space
         self._policies = policies
         self._root = root
         self._boxes: dict[tuple[Action, str], list[Box]] = {}

@@ -47,9 +47,11 @@ def who_can(
     *,
     default: Default = "deny",
     stated: Iterable[str] = ("method", "path"),
+    strict_paths: bool = True,
 ) -> list[Caller]:
-    """Everybody who may make the request that ``asked`` has in the facts ``stated``. Raises TooComplex."""
-    ground = _Ground(policies, workload, asked.protocol, default)
+    """Everybody who may make the request that ``asked`` has in the facts ``stated``. ``strict_paths``: as for
+    ``new_space``. Raises TooComplex."""
+    ground = _Ground(policies, workload, asked.protocol, default, new_space(strict_paths=strict_paths))
     names = tuple(stated) if asked.protocol == HTTP else tuple(set(stated) & {"port"})
     fixed = exactly({name: getattr(asked, name) for name in names})
     found = []
@@ -65,12 +67,17 @@ class _Ground:
     """The policies of one workload as boxes."""
 
     def __init__(
-        self, policies: Sequence[AuthorizationPolicy], workload: WorkloadFacts, protocol: str, default: Default
+        self,
+        policies: Sequence[AuthorizationPolicy],
+        workload: WorkloadFacts,
+        protocol: str,
+        default: Default,
+        space: Space,
     ) -> None:
         mine = [policy for policy in policies if selects(policy, workload)]
         self.workload = workload
         self.protocol = protocol
-        self.space: Space = new_space()
+        self.space = space
         root = workload.root_namespace
         self.allow = boxes_of(mine, Action.ALLOW, protocol, root, workload)
         self.deny = boxes_of(mine, Action.DENY, protocol, root, workload)
@@ -186,10 +193,13 @@ class Reach:
         nodes: Sequence[Node],
         *,
         default: Default = "deny",
+        strict_paths: bool = True,
     ) -> None:
+        """``strict_paths``: as for ``new_space``."""
+        space = new_space(strict_paths=strict_paths)
         self.nodes = tuple(nodes)
         self._grounds = {
-            node.name: [_Ground(policies, node.workload, protocol, default) for protocol in (HTTP, TCP)]
+            node.name: [_Ground(policies, node.workload, protocol, default, space) for protocol in (HTTP, TCP)]
             for node in nodes
             if node.workload is not None
         }

@@ -28,7 +28,8 @@ from proxy.policy.analysis import Judge, is_let_in
 from proxy.policy.engine import Decision, Default
 from proxy.policy.explain import explain, render
 from proxy.policy.facts import WorkloadFacts
-from proxy.policy.suite_facts import BadFact, Question, Stated, request_of, workload_of
+from proxy.policy.suite_facts import STRICT, BadFact, Question, Stated, request_of, workload_of
+from proxy.wire.path import NORMALIZATIONS
 
 MAX_CASES: Final = 100_000
 
@@ -47,7 +48,7 @@ _TEXTS: Final = {
     "route": "route",
 }
 _FACTS: Final = (*_TEXTS, "port", "headers", "claims")
-_ABOUT: Final = ("to", "labels", "mtls", "trustDomain")
+_ABOUT: Final = ("to", "labels", "mtls", "trustDomain", "pathNormalization")
 _CASE: Final = ("name", "expect", "by", "reason", *_FACTS, *_ABOUT)
 _SUITE: Final = ("suite", "default", "cases", *_FACTS, *_ABOUT)
 
@@ -176,10 +177,16 @@ class _Reader:
                 trust_domain=domain or self._trust_domain,
                 workload=workload,
                 permissive=mtls == "PERMISSIVE",
+                normalization=self._normalization(fields),
             )
         except BadFact as error:
             node.report("SW0105", str(error))
             return None
+
+    def _normalization(self, fields: Mapping[str, Node]) -> str:
+        known = (STRICT, *NORMALIZATIONS)
+        node = fields.get("pathNormalization")
+        return (node.choice(known, "a normalization") if node is not None else None) or STRICT
 
     def _port(self, node: Node) -> int:
         text = node.string() or ""

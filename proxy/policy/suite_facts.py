@@ -17,10 +17,11 @@ from config.resources.authorization import AuthorizationPolicy
 from identity.spiffe import SpiffeId, SpiffeIdError
 from proxy.errors import MalformedRequest
 from proxy.policy.facts import HTTP, TCP, AccessRequest, Values, WorkloadFacts, wire_text
-from proxy.wire.path import canonical_path
+from proxy.wire.path import canonical_path, istio_target
 from proxy.wire.validate import METHODS
 
 DEFAULT_PORT: Final = 8080
+STRICT: Final = "strict"
 NO_CERTIFICATE: Final = "mtls_required"
 
 
@@ -57,9 +58,16 @@ class Question:
     refused: str = ""
 
 
-def request_of(stated: Stated, *, trust_domain: str, workload: WorkloadFacts, permissive: bool = False) -> Question:
-    """The facts that policy would be asked about. ``permissive``: the port accepts callers without certificate.
-    Raises BadFact."""
+def request_of(
+    stated: Stated,
+    *,
+    trust_domain: str,
+    workload: WorkloadFacts,
+    permissive: bool = False,
+    normalization: str = STRICT,
+) -> Question:
+    """The facts that policy would be asked about. ``permissive``: the port accepts callers without certificate;
+    ``normalization``: policy.pathNormalization. Raises BadFact."""
     method, raw = _line(stated)
     protocol = stated.protocol.lower() or (HTTP if method else TCP)
     if protocol not in (HTTP, TCP):
@@ -68,7 +76,7 @@ def request_of(stated: Stated, *, trust_domain: str, workload: WorkloadFacts, pe
     facts: dict[str, Any] = {"principal": principal, "namespace": namespace, "port": stated.port}
     refused = NO_CERTIFICATE if principal is None and not permissive else ""
     if protocol == HTTP:
-        path, query, why = _canonical(raw)
+        path, query, why = _canonical(raw, normalization)
         refused = why or refused
         host = wire_text(stated.host or workload.name or "localhost")
         facts |= {"method": method, "path": path, "target": path + query, "host": host, "route": stated.route}
@@ -108,12 +116,14 @@ def _line(stated: Stated) -> tuple[str, str]:
     return wire_text(method), wire_text(path)
 
 
-def _canonical(raw: str) -> tuple[str, str, str]:
+def _canonical(raw: str, normalization: str) -> tuple[str, str, str]:
     """The path, the query with its question mark, and the word with which the proxy refuses such a path."""
     path, mark, query = raw.partition("?")
     if path == "*":
         return path, "", ""
     try:
+        if normalization != STRICT:
+            return istio_target(path.encode("latin-1"), normalization)[0].decode("latin-1"), mark + query, ""
         path = canonical_path(path.encode("latin-1"), escaped_slash="reject").decode("latin-1")
     except MalformedRequest as error:
         return path, mark + query, error.reason

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import canned, compiled, policy, rivals
+from benchmarks import canned, compiled, policy, policy_tools, rivals
 from benchmarks.apps import Apps
 from benchmarks.canned import (
     DATA,
@@ -135,3 +135,9 @@ def test_the_cost_of_policies_is_measured(capsys: pytest.CaptureFixture[str]) ->
     policy.compare(policy.one_policy, 2, 40, True)
     policy.compare(policy.with_condition, 2, 40, False)
     assert capsys.readouterr().out.count("ratio") == 5
+
+
+@pytest.mark.slow
+def test_the_policy_tools_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    policy_tools.main(20, 10, 100)
+    assert len(capsys.readouterr().out.splitlines()) == 10

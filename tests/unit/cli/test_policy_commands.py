@@ -184,6 +184,15 @@ def test_diff_of_nothing_says_so_and_fails_as_it_is_told_to() -> None:
     told("diff policy new.yaml --fail-on denied", 0)
 
 
+def test_paths_are_those_of_the_proxys_normalization(folder: Path) -> None:
+    (folder / "odd.yaml").write_text(API.replace("[/orders/17]", "[/x//y]"))
+    assert told("check odd.yaml --path-normalization NONE --fail-on warning").startswith("nothing to say")
+    assert "SW0303" in told("check odd.yaml")
+    told("explain -f odd.yaml --from web --to api --path-normalization BASE GET /x//y")
+    told("explain -f odd.yaml --from web --to api GET /x//y", 1)
+    told("who-can -f odd.yaml --to api --path-normalization BASE GET /x//y")
+
+
 def test_diff_of_one_workload_and_as_json() -> None:
     data = json.loads(told("diff policy new.yaml --to shop/api -o json"))
     assert (data["changed"], data["unknown"], data["newlyDenied"]) == (True, "", [])

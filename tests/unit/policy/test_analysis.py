@@ -70,6 +70,13 @@ def test_policies_on_routes_and_services() -> None:
     assert diff([], policies_of({"a": spec("Service", "web")}), workload=API).allowed == ()
 
 
+def test_paths_that_only_a_normalization_of_istios_lets_through() -> None:
+    old = policies_of({"a": {"rules": [rule(paths=["/a"])]}})
+    new = policies_of({"a": {"rules": [rule(paths=["/a", "/a//b"])]}})
+    assert not diff(old, new)
+    assert [change.request.path for change in diff(old, new, strict_paths=False).allowed] == ["/a//b"]
+
+
 def test_audit_and_dry_run_change_nothing() -> None:
     assert changes({}, {"a": {"action": "AUDIT", "rules": [{}]}}) == ([], [])
 

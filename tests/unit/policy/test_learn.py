@@ -151,6 +151,13 @@ def test_a_workload_must_be_named_whole() -> None:
         learn([], to="api")
 
 
+def test_too_much_for_one_document() -> None:
+    flows = [flow(WEB, f"GET /{number:x}-{'y' * 400}") for number in range(2000)]
+    with pytest.raises(CannotLearn, match="too much for one document"):
+        learn(flows, to="shop/api", paths="exact")
+    assert learn(flows, to="shop/api", paths="template")
+
+
 def test_too_many_kinds_of_callers_for_one_policy() -> None:
     flows = [flow(f"td/ns/a/sa/s{number}", f"GET /p{number}") for number in range(513)]
     with pytest.raises(CannotLearn, match="513 kinds of callers"):

@@ -116,6 +116,13 @@ def test_a_path_is_judged_as_it_would_be_forwarded() -> None:
     assert wrong(operation(paths=["/admin"]), "from: shop/web, request: GET /orders/../admin?x=1, expect: allow") == ""
 
 
+def test_a_path_is_read_as_the_proxy_is_set_to() -> None:
+    rule = operation(paths=["/a//b"])
+    assert wrong(rule, "from: shop/web, request: GET /a//b, expect: deny") == ""
+    assert wrong(rule, "from: shop/web, request: GET /a//b, pathNormalization: BASE, expect: allow") == ""
+    assert wrong(rule, "expect: allow", "from: shop/web\nrequest: GET /a//b\npathNormalization: NONE\n") == ""
+
+
 def test_a_port_for_callers_without_a_certificate() -> None:
     assert wrong({}, "from: none, request: GET /, mtls: PERMISSIVE, expect: allow") == ""
 
