@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import Certificate
 from sqlalchemy import case, insert, update
 
+from identity import jwt_svid
 from identity.authority import Authority, IssueError, sign_svid
 from identity.ca import authorities, registry, revocation, schema
 from identity.ca.admission import Admission
@@ -33,7 +33,7 @@ from identity.ca.keys import KeyFolder, key_hash
 from identity.ca.model import CallerFacts, CaSettings, Issued, NotAllowed, StoreUnavailable
 from identity.ca.store import Store, Writing
 from identity.spiffe import SpiffeId
-from identity.x509_rules import PrivateKey, PublicKey, SvidError
+from identity.x509_rules import PublicKey, SvidError
 
 _MAX_AUDIENCES: Final = 32
 _ATTEMPTS: Final = 3  # an authority is not replaced three times within one request
@@ -211,7 +211,8 @@ class Issuing:
         self, spiffe_id: SpiffeId, audiences: Sequence[str], ttl: float, caller: CallerFacts, now: datetime
     ) -> tuple[str, Draft]:
         key_id, key, left = self._jwt_key(now)
-        token, not_after = self._sign_jwt(spiffe_id, audiences, min(ttl, left), key_id, key, now)
+        life = min(ttl, left)
+        token, not_after = jwt_svid.sign(spiffe_id, audiences, key, key_id, now=now.timestamp(), ttl=life)
         facts: dict[str, Any] = {"audiences": list(audiences), "ttl": ttl}
         return token, Draft("jwt-svid", str(spiffe_id), caller, key_id, now, not_after, facts=facts)
 
@@ -235,15 +236,6 @@ class Issuing:
         key = self._keys.get(row.id)
         assert isinstance(key, ec.EllipticCurvePrivateKey)  # we made it
         return row.id, key, left
-
-    def _sign_jwt(
-        self, spiffe_id: SpiffeId, audiences: Sequence[str], ttl: float, key_id: str, key: PrivateKey, now: datetime
-    ) -> tuple[str, float]:
-        """JWT-SVID 3 and 4: sub, aud, exp, iat; kid and alg in the header. Never longer than its key lives."""
-        at = int(now.timestamp())
-        claims = {"sub": str(spiffe_id), "aud": list(audiences), "iat": at, "exp": at + int(ttl)}
-        token = jwt.encode(claims, key, algorithm="ES256", headers={"kid": key_id, "typ": "JWT"})
-        return token, float(at + int(ttl))
 
     def signed_revocations(self, now: datetime) -> str:
         signer = self._active_signer()

@@ -11,7 +11,7 @@ from cryptography import x509
 from identity.bundle import Bundle
 from identity.ca.bundles import OwnBundle
 from identity.svid import MAX_CHAIN_BYTES, MAX_CHAIN_CERTIFICATES
-from identity.x509_rules import load_certificate
+from identity.workload_source import split_certificates
 
 EMPTY_DOCUMENT: Final = b'{"keys":[]}'  # kept for a trust domain that is followed and was not reached yet
 
@@ -26,22 +26,10 @@ def certificates_of(chain: bytes) -> list[x509.Certificate]:
     """Concatenated DER certificates, leaf first. Raises ValueError, SvidError."""
     if not 0 < len(chain) <= MAX_CHAIN_BYTES:
         raise ValueError("no chain of certificates")
-    found = []
-    while chain:
-        size = _length(chain)
-        found.append(load_certificate(chain[:size]))
-        chain = chain[size:]
-        if len(found) > MAX_CHAIN_CERTIFICATES:
-            raise ValueError("too many certificates")
+    found = list(split_certificates(chain))
+    if len(found) > MAX_CHAIN_CERTIFICATES:
+        raise ValueError("too many certificates")
     return found
-
-
-def _length(der: bytes) -> int:
-    """Of the SEQUENCE that ``der`` begins with, its head included (X.690 8.1.3)."""
-    if len(der) < 4 or der[0] != 0x30 or der[1] not in (0x81, 0x82):
-        raise ValueError("not a certificate in DER")
-    count = der[1] & 0x7F
-    return 2 + count + int.from_bytes(der[2 : 2 + count], "big")
 
 
 def jwt_end(token: str) -> float:
